@@ -117,7 +117,7 @@ class MonitorSettings(Section, frozen=True):
 
 
 class StoreSettings(Section, frozen=True):
-    """``profiles`` is an SQLAlchemy URL (empty: SQLite under the home); ``key`` wraps each customer's key (base64, 32 bytes; empty: ``<home>/keys``)."""
+    """``profiles``: an SQLAlchemy URL (empty: SQLite under the home); ``key``: base64 of 32 bytes (empty: kept in ``<home>/keys``)."""
 
     profiles: str = ""
     key: str = ""

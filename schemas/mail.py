@@ -105,7 +105,7 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 class Draft(msgspec.Struct, frozen=True):
-    """Words around slots for one intent: topic ``email.drafts``, key = customer. ``text``: Subject line, Preheader line, empty line, body."""
+    """Words around slots for one intent: topic ``email.drafts``, key = customer. ``text``: Subject, Preheader, empty line, body."""
 
     intent: Intent
     text: str
@@ -139,7 +139,7 @@ class Delivery(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """Acknowledged by Kafka before DATA: topic ``email.claims``, key = customer. Without a delivery after a crash it ends as ``unknown``."""
+    """Acknowledged by Kafka before DATA: topic ``email.claims``, key = customer. Without a delivery it ends ``unknown``."""
 
     intent_id: str
     customer: str

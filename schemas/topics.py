@@ -24,6 +24,7 @@ RHYTHM = "model.rhythm"
 ITEMS = "model.items"
 RELEASES = "model.releases"
 EXAMPLES = "training.examples"
+CUSTOMERS = "mailtide-intake-customers-changelog"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,5 +65,6 @@ TOPICS: tuple[Topic, ...] = (
     Topic(RHYTHM, "the visit model's published weights", partitions=1, cleanup="compact"),
     Topic(ITEMS, "goods bought together, and each kind's favourite product", partitions=1, cleanup="compact"),
     Topic(RELEASES, "the release that serves each cluster", partitions=1, cleanup="compact"),
+    Topic(CUSTOMERS, "intake's state of each customer, as its partition's next owner will find it", cleanup="compact"),
     Topic(EXAMPLES, "contexts and texts that the trainer learns from", partitions=6, retention_ms=180 * DAY_MS),
 )

@@ -1,0 +1,167 @@
+"""The Kafka in use: the one that the settings name, else a real single-node Apache Kafka (KRaft) of our own."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from mailtide import endpoints
+from mailtide.jars import java, kafka_jars
+from mailtide.processes import spawn, stop
+from schemas.config import Settings, kafka_python_options
+from schemas.errors import KafkaUnavailable
+
+START_SECONDS = 60.0  # a cold 2-core machine takes 5
+STOP_SECONDS = 20.0
+
+PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+log.dirs={data}
+auto.create.topics.enable=false
+delete.topic.enable=true
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=8
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+message.max.bytes=2097152
+log.cleaner.dedupe.buffer.size=16777216
+num.network.threads=2
+num.io.threads=4
+"""
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def reachable(settings: Settings, timeout: float = 5.0) -> bool:
+    """Whether a broker answers at the settings' bootstrap servers."""
+    from kafka.admin import KafkaAdminClient
+
+    try:
+        admin = KafkaAdminClient(
+            **kafka_python_options(settings.kafka),
+            request_timeout_ms=int(timeout * 1000),
+            bootstrap_timeout_ms=int(timeout * 1000),
+        )
+    except Exception:
+        return False
+    try:
+        admin.describe_cluster()
+    except Exception:
+        return False
+    finally:
+        admin.close()
+    return True
+
+
+@contextlib.contextmanager
+def running(settings: Settings) -> Iterator[Settings]:
+    """Settings whose ``kafka.bootstrap`` answers; an embedded broker started here is stopped on leaving.
+
+    Raises KafkaUnavailable, in one line, where none answers.
+    """
+    if settings.kafka.bootstrap:
+        if not reachable(settings):
+            raise KafkaUnavailable(f"no Kafka answers at {settings.kafka.bootstrap}: start it, or mend MAILTIDE_KAFKA")
+        yield settings
+        return
+    home = Path(settings.home)
+    (home / "run").mkdir(parents=True, exist_ok=True)
+    with (home / "run" / "kafka.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield _of_another_process(settings)
+            return
+        broker, bootstrap = start(settings)
+        endpoints.put(home, kafka=bootstrap)
+        try:
+            yield with_bootstrap(settings, bootstrap)
+        finally:
+            endpoints.drop(home, "kafka")
+            stop(broker, STOP_SECONDS)
+
+
+def with_bootstrap(settings: Settings, bootstrap: str) -> Settings:
+    """The same settings with this broker."""
+    return msgspec.structs.replace(settings, kafka=msgspec.structs.replace(settings.kafka, bootstrap=bootstrap))
+
+
+def _of_another_process(settings: Settings) -> Settings:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        bootstrap = endpoints.read(Path(settings.home)).get("kafka")
+        if isinstance(bootstrap, str):
+            ready = with_bootstrap(settings, bootstrap)
+            if reachable(ready):
+                return ready
+        time.sleep(0.2)
+    raise KafkaUnavailable(f"another process holds {settings.home}/run/kafka.lock but its Kafka doesn't answer: stop that process")
+
+
+def start(settings: Settings) -> tuple[subprocess.Popen[bytes], str]:
+    """Format the data folder once, start the broker, wait until it answers: the process and its bootstrap server."""
+    folder = Path(settings.home).resolve() / "kafka"
+    folder.mkdir(parents=True, exist_ok=True)
+    port = settings.kafka.port or free_port()
+    if settings.kafka.port and not _can_bind(port):
+        raise KafkaUnavailable(f"port {port} (kafka.port) is taken: choose another, or 0 for a free one")
+    properties = folder / "server.properties"
+    properties.write_text(PROPERTIES.format(port=port, controller=free_port(), data=folder / "data"))
+    program, jars = java(), ":".join(map(str, kafka_jars()))
+    command = [program, f"-Xmx{settings.kafka.heap_mb}m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", jars]
+    if not (folder / "data" / "meta.properties").exists():
+        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        formatted = subprocess.run(
+            [*command, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if formatted.returncode:
+            said = (formatted.stderr or formatted.stdout).strip().splitlines()
+            raise KafkaUnavailable(f"Kafka can't use {folder}/data: {said[-1] if said else 'no reason given'}")
+    process = spawn([*command, "kafka.Kafka", str(properties)], folder / "broker.log", last=signal.SIGTERM)
+    bootstrap = f"127.0.0.1:{port}"
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if not _can_bind(port) and reachable(with_bootstrap(settings, bootstrap)):
+            return process, bootstrap
+        time.sleep(0.1)
+    stop(process, 1.0)
+    raise KafkaUnavailable(f"Kafka did not start: read the last lines of {folder}/broker.log")
+
+
+def _can_bind(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

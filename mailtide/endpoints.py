@@ -1,0 +1,37 @@
+"""``<home>/run/endpoints.json``: which ports are in use, for people and for other processes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def read(home: Path) -> dict[str, Any]:
+    """What stands there now; empty where there is none."""
+    try:
+        return dict(json.loads((home / "run" / "endpoints.json").read_text()))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def put(home: Path, **named: Any) -> None:
+    """Add or replace endpoints."""
+    _change(home, lambda known: known | named)
+
+
+def drop(home: Path, name: str) -> None:
+    """Take an endpoint out."""
+    _change(home, lambda known: {key: value for key, value in known.items() if key != name})
+
+
+def _change(home: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    folder = home / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "endpoints.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fresh = folder / "endpoints.new"
+        fresh.write_text(json.dumps(change(read(home)), indent=2, sort_keys=True) + "\n")
+        fresh.replace(folder / "endpoints.json")

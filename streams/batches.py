@@ -113,13 +113,14 @@ class BatchApp:
 
     async def wait(self, stop: asyncio.Event) -> None:
         """Until ``stop``; raises what stopped the app before that."""
-        waiting = asyncio.ensure_future(stop.wait())
-        crashed = asyncio.ensure_future(self._faust._crashed.wait()) if self._faust is not None else None
-        watched = {waiting, self.failed} | ({crashed} if crashed else set())
-        await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if crashed is not None:
-            crashed.cancel()
+        watched: list[asyncio.Future[Any]] = [self.failed, asyncio.ensure_future(stop.wait())]
+        if self._faust is not None:
+            watched.append(asyncio.ensure_future(self._faust._crashed.wait()))
+        try:
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in watched[1:]:
+                task.cancel()
         if self.failed.done():
             self.failed.result()
         if not stop.is_set() and self._faust is not None:
@@ -220,10 +221,10 @@ class _Lane:
         """Begin nothing more and wait for what runs; what outlasts ``grace`` is given up."""
         self.draining = True
         self.drop()
-        done, _ = await asyncio.wait(
-            {asyncio.ensure_future(self.idle.wait()), self.app.failed}, timeout=grace, return_when="FIRST_COMPLETED"
-        )
-        del done
+        idle = asyncio.ensure_future(self.idle.wait())
+        watched: list[asyncio.Future[Any]] = [idle, self.app.failed]
+        await asyncio.wait(watched, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
         self.task.cancel()
         await asyncio.wait({self.task})
         for batch in self.open:
@@ -301,7 +302,7 @@ class _Consumer(driver.Consumer):
             return
         generation = self.app.consumer_generation_id
         found = await self._getmany(active_partitions=set(active), timeout=POLL)
-        for number, (pair, records) in enumerate(found.items()):
+        for pair, records in found.items():
             tp = TP(pair.topic, pair.partition)
             if self.should_stop or not self.flow_active or generation != self.app.consumer_generation_id:
                 self.doubt = True
@@ -312,7 +313,6 @@ class _Consumer(driver.Consumer):
             message = batch.message
             if message is not None and message.refcount == 0 and not message.acked:
                 self.doubt = True
-            del number
 
     def _batch(self, tp: TP, records: list[Any], generation: int) -> Batch:
         batch = Batch(tp.topic, tp.partition, records, self.highwater(TopicPartition(*tp)) or 0)

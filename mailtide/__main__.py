@@ -1,0 +1,5 @@
+"""``python -m mailtide`` is ``mailtide``."""
+
+from mailtide.cli import main
+
+main()

@@ -1,0 +1,221 @@
+"""The ``mailtide`` command. Facts go to stdout, everything else to stderr; 0 done, 1 failed (one line), 2 wrong usage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mailtide import logs
+from mailtide import settings as reading_settings
+from schemas.config import Settings
+from schemas.errors import MailtideError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+topics_app = typer.Typer(no_args_is_help=True, help="The topics as declared, and how a cluster differs.")
+customer_app = typer.Typer(no_args_is_help=True, help="What is known of a customer.")
+config_app = typer.Typer(no_args_is_help=True, help="The configuration and its mistakes.")
+phrasebook_app = typer.Typer(no_args_is_help=True, help="The approved language.")
+release_app = typer.Typer(no_args_is_help=True, help="The published models of each cluster.")
+for name, group in {
+    "topics": topics_app,
+    "customer": customer_app,
+    "config": config_app,
+    "phrasebook": phrasebook_app,
+    "release": release_app,
+}.items():
+    app.add_typer(group, name=name)
+
+err = Console(stderr=True)
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Clock = Annotated[str, typer.Option(help="Which time the timers follow: event or wall.")]
+
+
+def _settings(clock: str = "") -> Settings:
+    found = reading_settings.load()
+    logs.configure(found.log_level)
+    if not clock:
+        return found
+    if clock not in ("event", "wall"):
+        raise typer.BadParameter(f"{clock!r} is no clock; choose event or wall", param_hint="--clock")
+    return msgspec.structs.replace(found, clock=clock)
+
+
+def _print(document: Any) -> None:
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+@app.command()
+def demo(
+    days: Annotated[int | None, typer.Option(min=1, max=364, help="Days of the panel's year.")] = None,
+    customers: Annotated[int | None, typer.Option(min=1, help="Households.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Replay real purchases through every service, and say what came of it."""
+    from mailtide.demo import main as run_demo
+
+    summary = run_demo(_settings(), days, customers, err if as_json else Console())
+    if as_json:
+        _print(summary)
+
+
+@app.command()
+def up(clock: Clock = "") -> None:
+    """Every service on this machine, supervised, until Ctrl-C or SIGTERM."""
+    from mailtide.up import main as run_up
+
+    run_up(_settings(clock))
+
+
+@app.command()
+def worker(
+    stages: Annotated[str, typer.Option(help="Comma-separated.")] = "intake,clusters,writer,sender",
+    clock: Clock = "",
+) -> None:
+    """One stream worker; start more, anywhere, to scale out."""
+    from mailtide.worker import main as run_worker
+
+    run_worker(_settings(clock), stages)
+
+
+@app.command()
+def replay(
+    source: Annotated[str, typer.Argument(help="complete-journey, cdnow or a .jsonl file of events.")],
+    days: Annotated[int | None, typer.Option(min=1)] = None,
+    customers: Annotated[int | None, typer.Option(min=1)] = None,
+    speed: Annotated[float | None, typer.Option(min=0.0, help="Event seconds in each second; as fast as it goes without.")] = None,
+) -> None:
+    """Publish events in time order."""
+    from mailtide.replaying import main as run_replay
+
+    _print(run_replay(_settings(), source, days, customers, speed, err))
+
+
+@topics_app.command("create")
+def topics_create() -> None:
+    """Make what is missing."""
+    from mailtide import broker, topics
+
+    with broker.running(_settings()) as ready:
+        made = topics.create(ready)
+    err.print(f"{len(made)} topics made" + (": " + ", ".join(made) if made else ""))
+
+
+@topics_app.command("check")
+def topics_check() -> None:
+    """Say how the cluster differs from the declaration; exit 1 where it does."""
+    from mailtide import broker, topics
+
+    with broker.running(_settings()) as ready:
+        found = topics.differences(ready)
+    for line in found:
+        typer.echo(line)
+    raise typer.Exit(1 if found else 0)
+
+
+@customer_app.command("show")
+def customer_show(customer: str, as_json: Json = False) -> None:
+    """Counts, features, cluster, predictions, timers, and each intent with its outcome."""
+    from mailtide import broker
+    from mailtide.customers import show
+
+    with broker.running(_settings()) as ready:
+        known = show(ready, customer)
+    if as_json:
+        _print(known)
+        return
+    out = Console()
+    for key, value in known.items():
+        if key != "intents":
+            out.print(f"[bold]{key}[/]", value)
+    table = Table("trigger", "due", "status", "reason", "intent", title="intents", title_justify="left")
+    for intent in known["intents"]:
+        table.add_row(intent["trigger"], intent["due"], intent["status"], intent["reason"] or "", intent["intent_id"])
+    out.print(table)
+
+
+@config_app.command("check")
+def config_check(file: Annotated[Path | None, typer.Argument()] = None) -> None:
+    """Every mistake in the configuration and the phrase book, with file, line and mend; exit 1 on any."""
+    from mailtide.checking import configuration
+
+    found = configuration(file)
+    for line in found:
+        typer.echo(line)
+    err.print(f"{len(found)} mistakes" if found else "no mistakes")
+    raise typer.Exit(1 if found else 0)
+
+
+@phrasebook_app.command("check")
+def phrasebook_check(as_json: Json = False) -> None:
+    """Coverage, clashes and the number of different mails for each trigger; exit 1 on a problem."""
+    from mailtide.checking import coverage, phrasebook
+
+    rows, found = coverage(), phrasebook()
+    if as_json:
+        _print({"triggers": rows, "problems": found})
+    else:
+        table = Table("trigger", "clauses", "different mails")
+        for row in rows:
+            table.add_row(row["trigger"], f"{row['clauses']:,}", f"{row['mails']:,}")
+        Console().print(table)
+        for line in found:
+            typer.echo(line)
+    raise typer.Exit(1 if found else 0)
+
+
+@phrasebook_app.command("sample")
+def phrasebook_sample(
+    trigger: Annotated[str | None, typer.Option()] = None,
+    tone: Annotated[str | None, typer.Option()] = None,
+    n: Annotated[int, typer.Option("--n", min=1)] = 3,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Whole mails composed from the phrase book, to read."""
+    from mailtide.checking import samples
+
+    for heading, mail in samples(trigger, tone, n, seed):
+        typer.echo(f"── {heading}\n{mail}\n")
+
+
+@app.command()
+def audit(as_json: Json = False) -> None:
+    """Read the topics alone and prove the promises, or name each breach; exit 1 on one."""
+    from mailtide import broker
+    from mailtide.audit import audit as run_audit
+
+    with broker.running(_settings()) as ready:
+        report = run_audit(ready)
+    document = msgspec.to_builtins(report)
+    if as_json:
+        _print(document)
+    else:
+        for key, value in document.items():
+            typer.echo(f"{key}: {value}")
+    raise typer.Exit(1 if document.get("breaches") else 0)
+
+
+def main() -> None:
+    """Entry point: turns every error that a user can cause into one line."""
+    try:
+        app(standalone_mode=True)
+    except MailtideError as error:
+        sys.stderr.write(f"mailtide: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("mailtide: stopped\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        sys.exit(0)
+    except OSError as error:
+        sys.stderr.write(f"mailtide: {error.filename or ''}: {error.strerror or error}\n")
+        sys.exit(1)

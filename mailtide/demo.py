@@ -1,0 +1,196 @@
+"""The main job in one command: a year of purchases through a real Kafka to emails that a mail server accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from mailtide.follower import Follower
+from mailtide.replay import replay
+from mailtide.report import print_summary
+from mailtide.supervisor import SERVICES, Supervisor
+from mailtide.up import ground
+from schemas.config import Settings
+from schemas.errors import MailtideError
+
+DAYS, CUSTOMERS = 364, 600  # the panel's year; as many households as 2 cores write for in minutes
+MARK = "demo.started"  # stands in a home that a demo made, which a demo may empty again
+STATE = (
+    "kafka",
+    "state",
+    "learners",
+    "training",
+    "artifacts",
+    "outbox",
+    "run",
+    "logs",
+    "keys",
+    "profiles.db",
+    "profiles.db-wal",
+    "profiles.db-shm",
+)
+OPEN_AT_MOST = 150  # intents without an outcome before the replay waits: mails belong to their day
+PATIENCE = 180.0  # seconds without any progress after which the demo gives up and says where it hangs
+
+
+@dataclass
+class Gauge:
+    """Peak memory of the demo and all its children, and progress to notice a standstill by."""
+
+    peak_bytes: int = 0
+    moved_at: float = field(default_factory=time.monotonic)
+    last: tuple[int, ...] = ()
+
+    def measure(self) -> None:
+        """Sum of resident sizes now; keeps the largest."""
+        total = 0
+        me = psutil.Process()
+        for process in (me, *me.children(recursive=True)):
+            try:
+                total += process.memory_info().rss
+            except psutil.Error:
+                continue  # it ended between the listing and the look
+        self.peak_bytes = max(self.peak_bytes, total)
+
+    def check(self, *position: int) -> None:
+        """MailtideError when nothing moved for too long."""
+        if position != self.last:
+            self.last, self.moved_at = position, time.monotonic()
+        elif time.monotonic() - self.moved_at > PATIENCE:
+            raise MailtideError(
+                f"nothing moved for {PATIENCE:.0f} s (intake lag, open intents = {position}); read the logs under <home>/logs"
+            )
+
+
+def prepare(settings: Settings) -> None:
+    """Empty the home of an earlier demo, so that the year begins anew; what was fetched and built stays.
+
+    Raises MailtideError where the home holds what no demo made.
+    """
+    home = Path(settings.home)
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / MARK).exists():
+        if (home / "kafka").exists() or (home / "state").exists():
+            raise MailtideError(f"{home} holds events that are no demo's: choose another MAILTIDE_HOME for the demo")
+        (home / MARK).touch()
+        return
+    for name in STATE:
+        place = home / name
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
+
+
+def main(settings: Settings, days: int | None, customers: int | None, console: Console) -> dict[str, Any]:
+    """Run the demo; the summary, which also stands in ``<home>/demo.json``."""
+    started = time.monotonic()
+    settings = msgspec.structs.replace(settings, clock="event")
+    prepare(settings)
+    with console.status("Kafka, topics and the mail server"), ground(settings) as ready:
+        pass_on = ready
+        return _run(pass_on, days or DAYS, customers or CUSTOMERS, console, started)
+
+
+def _run(settings: Settings, days: int, customers: int, console: Console, started: float) -> dict[str, Any]:
+    follower, gauge = Follower(settings), Gauge()
+    services: Mapping[str, list[str]] = {**SERVICES, "trainer": ["train", "--demo"]}
+    supervisor = Supervisor(settings, services)
+    supervisor.start()
+    follower.start()
+    try:
+        progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        )
+        with progress:
+            events, seen_customers = asyncio.run(_drive(settings, days, customers, follower, supervisor, gauge, progress))
+    finally:
+        supervisor.stop()
+        follower.close()
+    summary = _summary(settings, follower, gauge, events, seen_customers, time.monotonic() - started)
+    (Path(settings.home) / "demo.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print_summary(summary, settings, console)
+    return summary
+
+
+async def _drive(
+    settings: Settings, days: int, customers: int, follower: Follower, supervisor: Supervisor, gauge: Gauge, progress: Progress
+) -> tuple[int, int]:
+    seen = follower.seen
+    days_bar = progress.add_task("a year of purchases, day by day", total=days)
+    mail_bar = progress.add_task("emails: intents with their outcome", total=None)
+    train_bar = progress.add_task("releases published", total=None)
+
+    def show() -> None:
+        progress.update(mail_bar, completed=len(seen.outcomes), total=max(len(seen.triggers), 1))
+        progress.update(train_bar, completed=len(seen.releases))
+
+    async def until(settled: Callable[[int], bool]) -> None:
+        """Wait until intake applied all that is published now and ``settled(open intents)`` holds."""
+        ends = await asyncio.to_thread(follower.event_ends)
+        while True:
+            supervisor.tick()
+            show()
+            lag = follower.intake_lag(ends)
+            if lag == 0 and settled(seen.open_intents):
+                return
+            gauge.check(lag, seen.open_intents, len(seen.outcomes))
+            await asyncio.sleep(0.02)
+
+    async def gate(_day: float) -> None:
+        await until(lambda waiting: waiting <= OPEN_AT_MOST)
+        gauge.measure()
+        progress.advance(days_bar)
+
+    published = await replay(settings, "complete-journey", days, customers, gate=gate)
+    await until(lambda waiting: waiting == 0)
+    progress.update(days_bar, completed=days)
+    while not seen.releases:  # a short replay ends before the first refit does
+        supervisor.tick()
+        show()
+        gauge.check(0, 0, len(seen.releases))
+        await asyncio.sleep(0.2)
+    await until(lambda waiting: waiting == 0)
+    show()
+    gauge.measure()
+    return published.events, published.customers
+
+
+def _summary(settings: Settings, follower: Follower, gauge: Gauge, events: int, customers: int, seconds: float) -> dict[str, Any]:
+    seen = follower.seen
+    intents, outcomes = seen.by_trigger()
+    clusters = seen.snapshot.clusters if seen.snapshot else ()
+    return {
+        "events": events,
+        "customers": customers,
+        "clusters": [{"id": cluster.id, "size": cluster.size, "description": cluster.description} for cluster in clusters],
+        "intents": intents,
+        "outcomes": outcomes,
+        "template_share": round(seen.origin_share("template"), 4),
+        "pool_share": round(seen.origin_share("pool"), 4),
+        "generated_share": round(seen.origin_share("generated"), 4),
+        "releases": [msgspec.to_builtins(release) for release in seen.releases],
+        "tokens_per_second": round(_tokens_per_second(Path(settings.home)), 1),
+        "seconds": round(seconds, 1),
+        "peak_memory_bytes": gauge.peak_bytes,
+        "dead_letters": seen.dead_letters,
+        "lag": seen.open_intents,
+    }
+
+
+def _tokens_per_second(home: Path) -> float:
+    """Tokens over the seconds in which a writer was busy, over all writers' last words in ``<home>/run/writer-*.json``."""
+    told = [json.loads(file.read_text()) for file in (home / "run").glob("writer-*.json")]
+    busy = sum(one["busy_seconds"] for one in told)
+    return sum(one["tokens"] for one in told) / busy if busy else 0.0

@@ -1,0 +1,43 @@
+"""The demo's last words: what went in, what came out, and one email to open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from schemas.config import Settings
+
+
+def print_summary(summary: dict[str, Any], settings: Settings, console: Console) -> None:
+    """Tables for people; ``demo.json`` has the same for programs."""
+    console.print()
+    console.print(f"[bold]{summary['events']:,}[/] events of [bold]{summary['customers']:,}[/] customers in {summary['seconds']:.0f} s")
+    clusters = Table("cluster", "customers", "who they are", title="Clusters", title_justify="left")
+    for cluster in summary["clusters"]:
+        clusters.add_row(cluster["id"], f"{cluster['size']:,}", cluster["description"])
+    console.print(clusters)
+    mails = Table("trigger", "intents", "sent", "other outcomes", title="Emails", title_justify="left")
+    for trigger, count in summary["intents"].items():
+        outcomes = dict(summary["outcomes"].get(trigger, {}))
+        sent = outcomes.pop("sent", 0)
+        mails.add_row(trigger, f"{count:,}", f"{sent:,}", ", ".join(f"{reason} {number:,}" for reason, number in outcomes.items()))
+    console.print(mails)
+    if summary["releases"]:
+        releases = Table(
+            "cluster", "release", "epoch", "examples", "metrics", title="Releases published while mail flowed", title_justify="left"
+        )
+        for release in summary["releases"]:
+            metrics = ", ".join(f"{name} {value:.3g}" for name, value in list(release.get("metrics", {}).items())[:4])
+            releases.add_row(release["cluster"], release["release_id"], str(release["epoch"]), str(release.get("examples", "")), metrics)
+        console.print(releases)
+    console.print(
+        f"words: {summary['generated_share']:.0%} written by the model, {summary['pool_share']:.0%} from its pool, "
+        f"{summary['template_share']:.0%} template · {summary['tokens_per_second']:.0f} tokens/s · lag {summary['lag']} · "
+        f"peak memory {summary['peak_memory_bytes'] / 1e9:.1f} GB"
+    )
+    newest = max((Path(settings.home) / "outbox").glob("*.eml"), key=lambda mail: mail.stat().st_mtime, default=None)
+    if newest is not None:
+        console.print(f"an email to open: {newest}")

@@ -1,0 +1,85 @@
+"""One stream worker: the stages it was given, in one event loop, until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from mailtide import broker, health
+from schemas.config import Settings
+from schemas.errors import SettingsError
+
+STAGES = ("intake", "clusters", "writer", "sender")
+Serve = Callable[[Settings, asyncio.Event, str], Awaitable[None]]
+
+
+def stages(text: str) -> list[str]:
+    """The stages named in ``text``; SettingsError on one that isn't."""
+    chosen = [name.strip() for name in text.split(",") if name.strip()]
+    for name in chosen:
+        if name not in STAGES:
+            raise SettingsError(f"--stages: {name!r} is no stage; choose among {','.join(STAGES)}")
+    if not chosen:
+        raise SettingsError(f"--stages is empty; choose among {','.join(STAGES)}")
+    return chosen
+
+
+def _serve(name: str) -> Serve:
+    # Imported one by one: a writer needs no Faust, an intake no ONNX.
+    if name == "intake":
+        from streams.intake import serve
+    elif name == "clusters":
+        from streams.learners import serve
+    elif name == "writer":
+        from streams.writer import serve
+    else:
+        from streams.sender import serve
+    return serve
+
+
+@contextmanager
+def identity(home: Path) -> Iterator[str]:
+    """The first free worker id of this home ("w0", "w1", …), held as long as the process lives: local state hangs on it."""
+    folder = home / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1000):
+        with (folder / f"w{number}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield f"w{number}"
+            return
+    raise SettingsError(f"{home}: more than 1,000 workers share this home; give each machine its own MAILTIDE_HOME")
+
+
+async def run(settings: Settings, chosen: Sequence[str], worker_id: str) -> None:
+    """Serve until SIGTERM or SIGINT; a stage that fails ends the worker with its error, so that a supervisor starts it afresh."""
+    halt = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, halt.set)
+    probe = await health.start(settings, f"worker-{worker_id}")
+    tasks = [asyncio.create_task(_guard(_serve(name)(settings, halt, worker_id), halt), name=name) for name in chosen]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        probe.close()
+
+
+async def _guard(stage: Awaitable[None], halt: asyncio.Event) -> None:
+    try:
+        await stage
+    finally:
+        halt.set()  # one stage down, all down: half a worker would look alive
+
+
+def main(settings: Settings, text: str) -> None:
+    """Block until told to stop."""
+    chosen = stages(text)
+    with broker.running(settings) as ready, identity(Path(ready.home)) as worker_id:
+        asyncio.run(run(ready, chosen, worker_id))

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mailtide.settings import duration, load, problems_and_settings
+from schemas.config import Settings
+from schemas.errors import SettingsError
+
+
+def test_environment_wins_over_file(tmp_path: Path) -> None:
+    file = tmp_path / "mailtide.toml"
+    file.write_text('home = "from-file"\n[kafka]\nbootstrap = "a:1"\nheap_mb = 300\n[sending]\ncap_window = "2 days"\n')
+    found = load({"MAILTIDE_CONFIG": str(file), "MAILTIDE_KAFKA": "b:2", "MAILTIDE_KAFKA_PARTITIONS": "12"})
+    assert (found.home, found.kafka.bootstrap, found.kafka.heap_mb, found.kafka.partitions) == ("from-file", "b:2", 300, 12)
+    assert found.sending.cap_window == 2 * 86400
+    assert {trigger.name for trigger in found.trigger} >= {
+        "welcome",
+        "post_purchase",
+        "replenishment",
+        "win_back",
+        "recommendation",
+        "coupon",
+    }
+
+
+def test_every_mistake_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "mailtide.toml"
+    file.write_text('[kafka]\nbotstrap = "a:1"\nheap_mb = "much"\n\n[[trigger]]\nname = "x"\non = "Order Completed"\nwaits = "1 day"\n')
+    problems = problems_and_settings(file, {"MAILTIDE_SENDNG_CAP": "3"})
+    assert isinstance(problems, list)
+    text = "\n".join(problems)
+    assert ":2: unknown key 'kafka.botstrap'; did you mean 'bootstrap'?" in text
+    assert ":3: kafka.heap_mb" in text
+    assert "trigger[x].waits" in text
+    assert "MAILTIDE_SENDNG_CAP: no such setting" in text
+
+
+@pytest.mark.parametrize("text", ["", "soon", "3 fortnights", "-1 day"])
+def test_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match="no duration"):
+        duration(text)
+
+
+def test_a_missing_file_is_one_line() -> None:
+    with pytest.raises(SettingsError, match=r"nowhere\.toml: can't be read"):
+        load({"MAILTIDE_CONFIG": "nowhere.toml"})
+
+
+def test_defaults_stand_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(load({}), Settings)

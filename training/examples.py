@@ -1,0 +1,142 @@
+"""Sent mails and what followed them, from Kafka into Parquet files that a kill can't tear.
+
+Each poll becomes one file named by topic, partition and the offsets in it;
+where to read on is the largest offset among the names. Rows and offsets are
+one thing, so they can't disagree.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from kafka import KafkaConsumer, TopicPartition
+
+from schemas.config import Settings, kafka_python_options
+from schemas.mail import Example, Feedback, seconds
+from schemas.topics import EXAMPLES, FEEDBACK
+from training.reward import OBJECTIONS, reward, weights
+
+NAME = re.compile(r"(?P<topic>.+)-(?P<partition>\d+)-(?P<first>\d+)-(?P<last>\d+)\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One mail to learn from. ``weight`` has mean 1 within a cluster."""
+
+    intent_id: str
+    cluster: str
+    trigger: str
+    tone: str
+    prompt: str
+    text: str
+    weight: float
+    reward: float
+    sent: float
+
+
+def follow(settings: Settings, folder: Path) -> int:
+    """Take in what is new on both topics; how many records that was."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kafka = settings.kafka
+    consumer = KafkaConsumer(
+        **kafka_python_options(kafka),
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        fetch_max_wait_ms=50,
+    )
+    taken = 0
+    try:
+        names: dict[str, type[msgspec.Struct]] = {kafka.topic(EXAMPLES): Example, kafka.topic(FEEDBACK): Feedback}
+        places = [TopicPartition(name, number) for name in names for number in sorted(consumer.partitions_for_topic(name) or ())]
+        if not places:
+            return 0
+        ends = consumer.end_offsets(places)
+        done = _done(folder)
+        consumer.assign(places)
+        for place in places:
+            consumer.seek(place, done.get((place.topic, place.partition), 0))
+        while any(consumer.position(place) < ends[place] for place in places):
+            for place, batch in consumer.poll(timeout_ms=500).items():
+                _write(folder, place, batch, names[place.topic])
+                taken += len(batch)
+    finally:
+        consumer.close()
+    return taken
+
+
+def _done(folder: Path) -> dict[tuple[str, int], int]:
+    found: dict[tuple[str, int], int] = {}
+    for file in folder.glob("*.parquet"):
+        matched = NAME.fullmatch(file.name)
+        if matched:
+            key = (matched["topic"], int(matched["partition"]))
+            found[key] = max(found.get(key, 0), int(matched["last"]) + 1)
+    return found
+
+
+def _write(folder: Path, place: Any, batch: Sequence[Any], kind: type[msgspec.Struct]) -> None:
+    rows = [_flat(msgspec.json.decode(record.value, type=kind)) for record in batch if record.value is not None]
+    target = folder / f"{place.topic}-{place.partition}-{batch[0].offset}-{batch[-1].offset}.parquet"
+    fresh = target.with_suffix(".new")
+    pq.write_table(pa.Table.from_pylist(rows or [{"intent_id": ""}]), fresh)
+    fresh.replace(target)
+
+
+def _flat(value: msgspec.Struct) -> dict[str, Any]:
+    row: dict[str, Any] = msgspec.to_builtins(value)
+    choices = row.pop("choices", None)
+    if choices is not None:
+        row["propensity"] = propensity(choice["propensity"] for choice in choices)
+        row["clauses"] = " ".join(choice["clause"] for choice in choices)
+    return row
+
+
+def propensity(each: Iterable[float]) -> float:
+    """Geometric mean of the clauses' propensities; 1 where nothing was chosen."""
+    logs = [math.log(max(p, 1e-6)) for p in each]
+    return math.exp(sum(logs) / len(logs)) if logs else 1.0
+
+
+def rows(settings: Settings, folder: Path, objects: Callable[[str], bool] = lambda _customer: False) -> dict[str, list[Row]]:
+    """Everything to learn from, by cluster, oldest first; customers who objected (or whom ``objects`` names) are left out."""
+    prefix = settings.kafka.prefix
+    sent: dict[str, dict[str, Any]] = {}
+    followed: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted(folder.glob("*.parquet")):
+        matched = NAME.fullmatch(file.name)
+        if matched is None:
+            continue
+        for row in pq.read_table(file).to_pylist():
+            if matched["topic"] == prefix + EXAMPLES:
+                if row["intent_id"]:
+                    sent[row["intent_id"]] = row
+            elif row["intent_id"]:
+                followed.setdefault(row["intent_id"], []).append(row)
+    objectors = {row["customer"] for kinds in followed.values() for row in kinds if row["kind"] in OBJECTIONS}
+    window = settings.training.attribution
+    by_cluster: dict[str, list[tuple[dict[str, Any], float]]] = {}
+    for intent, row in sent.items():
+        if row["customer"] in objectors or objects(row["customer"]):
+            continue
+        at = seconds(row["sent"])
+        kinds = [one["kind"] for one in followed.get(intent, ()) if abs(seconds(one["at"]) - at) <= window]
+        by_cluster.setdefault(row["cluster"], []).append((row, reward(kinds)))
+    return {cluster: _rows(pairs) for cluster, pairs in by_cluster.items()}
+
+
+def _rows(pairs: list[tuple[dict[str, Any], float]]) -> list[Row]:
+    pairs.sort(key=lambda pair: (pair[0]["sent"], pair[0]["intent_id"]))
+    each = weights([worth for _, worth in pairs], [row.get("propensity") or 1.0 for row, _ in pairs])
+    return [
+        Row(row["intent_id"], row["cluster"], row["trigger"], row["tone"], row["prompt"], row["text"], weight, worth, seconds(row["sent"]))
+        for (row, worth), weight in zip(pairs, each, strict=True)
+    ]

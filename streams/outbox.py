@@ -1,0 +1,56 @@
+"""Records on their way to Kafka, gathered by partition: one future for thousands of records, not one for each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+
+Header = tuple[str, bytes]
+
+
+class Outbox:
+    """``add`` what is to go, then ``send``: a future for each batch, in order within each partition."""
+
+    def __init__(self, producer: AIOKafkaProducer) -> None:
+        self._producer = producer
+        self._ready: dict[tuple[str, int], list[Any]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._ready)
+
+    def add(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[Header] = (),
+        timestamp: int | None = None,
+    ) -> None:
+        """One record; ``topic`` as the cluster knows it, ``timestamp`` in milliseconds where the topic keeps the producer's."""
+        batches = self._ready.setdefault((topic, partition), [])
+        if not batches or batches[-1].append(key=key, value=value, timestamp=timestamp, headers=headers) is None:
+            batches.append(self._producer.create_batch())
+            if batches[-1].append(key=key, value=value, timestamp=timestamp, headers=headers) is None:
+                raise ValueError(f"a record of {len(value or b'')} bytes for {topic} is larger than a batch may be")
+
+    async def send(self) -> list[asyncio.Future[Any]]:
+        """Hand everything to the producer."""
+        sent = []
+        ready, self._ready = self._ready, {}
+        for (topic, partition), batches in ready.items():
+            for batch in batches:
+                batch.close()
+                sent.append(await self._producer.send_batch(batch, topic, partition=partition))
+        return sent
+
+
+async def acknowledged(sent: Iterable[asyncio.Future[Any]]) -> int:
+    """Wait until Kafka has them all; the largest offset given to one of the batches' first records, or -1."""
+    last = -1
+    for metadata in await asyncio.gather(*sent):
+        last = max(last, metadata.offset)
+    return last

@@ -1,0 +1,94 @@
+"""Profiles merge, stay unreadable on disk, and are gone after an erasure."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+
+import pytest
+
+from schemas.config import Settings, StoreSettings
+from schemas.errors import StoreError
+from streams.profiles import Profile, Profiles, merged
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=str(tmp_path))
+
+
+def test_traits_merge_in_order_and_null_takes_away(settings: Settings) -> None:
+    store = Profiles.open(settings)
+    store.put_many(
+        [("c1", {"email": " ann@shop.example ", "firstName": "Ann", "plan": "gold"}), ("c1", {"firstName": "Anna", "plan": None, "age": 3})]
+    )
+    store.put_many([("c1", {"timezone": "Europe/Berlin", "birthday": "1990-02-03"}), ("c2", {"email": "bo@shop.example"})])
+    store.put_many([("c1", {"timezone": "Mars/Olympus", "email": 5})])
+    found = store.get_many(["c1", "c2", "c3", "c1"])
+    assert found["c1"] == Profile("ann@shop.example", "Anna", "", "Europe/Berlin", "1990-02-03", {"age": 3})
+    assert found["c2"].email == "bo@shop.example"
+    assert set(found) == {"c1", "c2"}
+    store.close()
+    again = Profiles.open(settings)
+    assert again.get_many(["c1"])["c1"].first_name == "Anna"
+    again.close()
+
+
+def test_nothing_readable_rests_on_disk_and_the_key_is_ours_alone(settings: Settings, tmp_path: Path) -> None:
+    store = Profiles.open(settings)
+    store.put_many([("c1", {"email": "ann.very.secret@shop.example", "firstName": "Annabella"})])
+    store.close()
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            assert b"very.secret" not in file.read_bytes()
+            assert b"Annabella" not in file.read_bytes()
+    assert (tmp_path / "keys" / "master").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_erased_customer_is_gone_and_may_come_back(settings: Settings, tmp_path: Path) -> None:
+    store = Profiles.open(settings)
+    store.put_many([("c1", {"email": "ann@shop.example"}), ("c2", {"email": "bo@shop.example"})])
+    assert store.erase("c1")
+    assert not store.erase("c1")
+    assert set(store.get_many(["c1", "c2"])) == {"c2"}
+    store.put_many([("c1", {"firstName": "Ann"})])
+    assert store.get_many(["c1"])["c1"] == Profile(first_name="Ann")
+    store.close()
+
+
+def test_another_master_key_opens_nothing(settings: Settings) -> None:
+    store = Profiles.open(settings)
+    store.put_many([("c1", {"email": "ann@shop.example"})])
+    store.close()
+    other = Profiles.open(Settings(home=settings.home, store=StoreSettings(key=base64.b64encode(os.urandom(32)).decode())))
+    with pytest.raises(StoreError, match=r"store\.key"):
+        other.get_many(["c1"])
+    other.close()
+
+
+@pytest.mark.parametrize("key", ["x", "AAAA", "****"])
+def test_a_bad_key_is_named(settings: Settings, key: str) -> None:
+    with pytest.raises(StoreError, match="32 bytes"):
+        Profiles.open(Settings(home=settings.home, store=StoreSettings(key=key)))
+
+
+def test_a_store_that_can_not_be_used_is_one_line(settings: Settings) -> None:
+    for url in ("sqlite:////nowhere/at/all.db", "nonsense://x", "postgresql+psycopg://u:secret@127.0.0.1:1/x?connect_timeout=1"):
+        with pytest.raises(StoreError) as caught:
+            Profiles.open(Settings(home=settings.home, store=StoreSettings(profiles=url)))
+        assert "\n" not in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+def test_merging_is_pure() -> None:
+    before = Profile(email="a@b.example", traits={"x": 1})
+    assert merged(before, {"x": 2, "email": None}) == Profile(traits={"x": 2})
+    assert before.traits == {"x": 1}
+
+
+def test_many_at_once(settings: Settings) -> None:
+    store = Profiles.open(settings)
+    store.put_many([(f"c{n}", {"firstName": str(n)}) for n in range(1500)])
+    assert len(store.get_many(f"c{n}" for n in range(2000))) == 1500
+    store.close()

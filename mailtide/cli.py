@@ -202,6 +202,83 @@ def audit(as_json: Json = False) -> None:
     raise typer.Exit(1 if document.get("breaches") else 0)
 
 
+@app.command()
+def train(
+    once: Annotated[bool, typer.Option("--once", help="One round, then exit.")] = False,
+    cluster: Annotated[str | None, typer.Option(help="Only this cluster (with --once).")] = None,
+    demo: Annotated[bool, typer.Option("--demo", hidden=True)] = False,
+) -> None:
+    """The training service: refit each cluster's model and publish what passes the gate."""
+    from mailtide.training import train as run_train
+
+    if cluster is not None and not once:
+        raise typer.BadParameter("goes with --once", param_hint="--cluster")
+    judged = run_train(_settings(), once, cluster, demo)
+    if once:
+        _print(judged)
+
+
+@app.command()
+def monitor() -> None:
+    """Consumer lag and its verdicts; Prometheus at the monitor's port, /metrics."""
+    from mailtide.lag import monitor as run_monitor
+
+    run_monitor(_settings())
+
+
+@app.command()
+def lag(
+    group: Annotated[str | None, typer.Option(help="Only this consumer group.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="A live table until Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
+    """How far each consumer group is behind, and what that means for mail."""
+    from mailtide import lag as telling
+
+    if watch:
+        telling.watch(_settings(), group, Console())
+        return
+    rows, waiting = telling.look(_settings(), group)
+    if as_json:
+        _print(telling.plain(rows))
+        return
+    Console(width=None if sys.stdout.isatty() else 160).print(telling.tables(rows, waiting))
+
+
+@release_app.command("list")
+def release_list(as_json: Json = False) -> None:
+    """The release that serves each cluster."""
+    from mailtide.training import listing
+
+    _releases(listing(_settings()), as_json)
+
+
+@release_app.command("show")
+def release_show(cluster: str, as_json: Json = False) -> None:
+    """Every release of one cluster, oldest first."""
+    from mailtide.training import show
+
+    _releases(show(_settings(), cluster), as_json)
+
+
+@release_app.command("rollback")
+def release_rollback(cluster: str, as_json: Json = False) -> None:
+    """Serve the release before the present one again."""
+    from mailtide.training import rollback
+
+    _releases([rollback(_settings(), cluster)], as_json)
+
+
+def _releases(found: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        _print(found)
+        return
+    table = Table("cluster", "release", "epoch", "parent", "examples", "at")
+    for one in found:
+        table.add_row(one["cluster"], one["release_id"], str(one["epoch"]), one["parent"] or "", str(one["examples"]), one["at"])
+    Console().print(table)
+
+
 def main() -> None:
     """Entry point: turns every error that a user can cause into one line."""
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from schemas.errors import KafkaUnavailable
 
 KAFKA = "org.apache.kafka:kafka_2.13:4.4.0"
+TOOLS = "org.apache.kafka:kafka-tools:4.4.0"  # kafka-consumer-groups and the rest
 LOGGING = "org.slf4j:slf4j-simple:1.7.36"  # without a binding the broker logs nothing
 OLDEST_JAVA = 17
 
@@ -24,12 +25,13 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mailtide"
 
 
-def kafka_jars() -> list[Path]:
-    """The broker's class path, fetched once (45 jars, 45 MB).
+def kafka_jars(*more: str) -> list[Path]:
+    """The broker's class path, fetched once (45 jars, 45 MB); ``more`` Maven coordinates join it (Kafka's own tools).
 
     Raises KafkaUnavailable where Maven Central can't be reached.
     """
-    listing = cache() / "kafka" / (KAFKA.replace(":", "_") + ".json")
+    wanted = "+".join((KAFKA, LOGGING, *more))
+    listing = cache() / "kafka" / (wanted.replace(":", "_") + ".json")
     if listing.exists():
         jars = [Path(jar) for jar in json.loads(listing.read_text())]
         if all(jar.exists() for jar in jars):
@@ -39,9 +41,9 @@ def kafka_jars() -> list[Path]:
 
     try:
         context = MavenContext(resolver=PythonResolver(), repo_cache=cache() / "kafka" / "repository")
-        built = EnvironmentBuilder(context, cache_dir=cache() / "kafka" / "environments").from_endpoint(f"{KAFKA}+{LOGGING}")
+        built = EnvironmentBuilder(context, cache_dir=cache() / "kafka" / "environments").from_endpoint(wanted)
     except Exception as error:
-        raise KafkaUnavailable(f"Kafka's jars ({KAFKA}) can't be fetched: {error}; reach Maven Central or set MAILTIDE_KAFKA") from error
+        raise KafkaUnavailable(f"Kafka's jars ({wanted}) can't be fetched: {error}; reach Maven Central or set MAILTIDE_KAFKA") from error
     jars = [Path(jar) for jar in built.all_jars]
     listing.parent.mkdir(parents=True, exist_ok=True)
     fresh = listing.with_suffix(".new")

@@ -1,0 +1,73 @@
+"""Prometheus series of consumer lag, declared in one place. A figure that is not known has no series: never NaN, never -1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector as PrometheusCollector
+
+from monitoring.collect import Collector, Row
+from monitoring.mail import Waiting
+from monitoring.verdict import State
+
+PLACE = ["group", "topic", "partition"]
+
+
+class Series(PrometheusCollector):
+    """The newest look as Prometheus reads it."""
+
+    def __init__(self, collector: Collector) -> None:
+        self.collector = collector
+        self.rows: Sequence[Row] = ()
+        self.waiting: Sequence[Waiting] = ()
+
+    def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
+        """Every series named in the documentation's table."""
+        for name, note, field in (
+            ("kafka_lag_records", "records behind the log's end", "lag"),
+            ("kafka_lag_seconds", "age of the next record to read", "lag_seconds"),
+            ("kafka_lag_drain_seconds", "until the lag is gone at the present rates", "drain_seconds"),
+            ("kafka_lag_committed", "committed offset", "committed"),
+            ("kafka_lag_produce_records_per_second", "records produced a second", "produced"),
+            ("kafka_lag_consume_records_per_second", "records consumed a second", "rate"),
+            ("kafka_lag_retention_ratio", "share of the log that is not read yet", "retention_ratio"),
+        ):
+            family = GaugeMetricFamily(name, note, labels=PLACE)
+            for row in self.rows:
+                value = getattr(row, field)
+                if value is not None:
+                    family.add_metric([row.group, row.topic, str(row.partition)], value)
+            yield family
+        status = GaugeMetricFamily("kafka_lag_status", "1 for the state that holds", labels=[*PLACE, "state"])
+        for row in self.rows:
+            for state in State:
+                status.add_metric([row.group, row.topic, str(row.partition), state.value], float(row.state is state))
+        yield status
+        yield from self._groups()
+        yield from self._mail()
+        yield GaugeMetricFamily("kafka_lag_scrape_seconds", "how long the newest look took", value=self.collector.scrape_seconds)
+        yield CounterMetricFamily("kafka_lag_scrape_errors", "looks that failed", value=self.collector.errors)
+
+    def _groups(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
+        members = GaugeMetricFamily("kafka_lag_group_members", "members of the group", labels=["group"])
+        state = GaugeMetricFamily("kafka_lag_group_state", "1 for the state that holds", labels=["group", "state"])
+        rebalances = CounterMetricFamily("kafka_lag_group_rebalances", "rebalances seen", labels=["group"])
+        for group in self.collector.groups.values():
+            members.add_metric([group.name], group.members)
+            state.add_metric([group.name, group.state], 1.0)
+            rebalances.add_metric([group.name], group.rebalances)
+        yield from (members, state, rebalances)
+
+    def _mail(self) -> Iterable[GaugeMetricFamily]:
+        intents = GaugeMetricFamily("mailtide_waiting_intents", "intents without an outcome", labels=["trigger", "stage"])
+        oldest = GaugeMetricFamily("mailtide_waiting_oldest_seconds", "age of the oldest of them", labels=["trigger"])
+        late = GaugeMetricFamily(
+            "mailtide_waiting_will_expire", "of them, how many pass their use-by at the present rate", labels=["trigger"]
+        )
+        for one in self.waiting:
+            intents.add_metric([one.trigger, "writer"], one.at_writer)
+            intents.add_metric([one.trigger, "sender"], one.at_sender)
+            oldest.add_metric([one.trigger], one.oldest_seconds)
+            late.add_metric([one.trigger], one.will_expire)
+        yield from (intents, oldest, late)

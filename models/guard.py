@@ -239,4 +239,4 @@ def _patterns(section: str) -> tuple[re.Pattern[str], re.Pattern[str] | None]:
 def _phrases(words: Collection[str]) -> re.Pattern[str]:
     longest_first = sorted(words, key=len, reverse=True)
     spaced = (re.escape(word).replace(r"\ ", r"\s+") for word in longest_first)
-    return re.compile(rf"(?<![\w'-])(?:{'|'.join(spaced)})(?![\w'-])", re.I)
+    return re.compile(rf"(?<![\w'-])(?:{'|'.join(spaced)})(?![\w-]|'(?!s\b))", re.I)

@@ -99,10 +99,12 @@ def _wording(clause: Clause, chapter: Chapter) -> Iterator[tuple[str, str, str]]
     for rule, verdict in guard.check_words(text, chapter.minimal | clause.slots, chapter.trigger).items():
         if verdict != "ok" and rule != "slots":  # unknown slots are named by _tags
             yield clause.id, f"the guard refuses it ({rule}: {verdict})", "say it without, or put the fact into a slot"
-    if found := re.search(r"\b(?:an?|the|another|every|each|this|that) \{(?:product|category)\w*\}", text):
+    if found := re.search(r"\b(?:an?|the|another|every|each|this) \{(?:product|category)\w*\}", text):
         yield clause.id, f"{found.group()!r}", "names can be plural or a brand: leave the article out"
     if clause.move in PARAGRAPH and not re.search(r"[.!?]$", text):
         yield clause.id, "no full stop at its end", "end it as a sentence"
+    if "first_name" in clause.slots and not re.match(r"(?:Hi|Hello|Hey) \{first_name\}", text):
+        yield clause.id, '{first_name} reads badly where it is "there"', 'begin with "Hi {first_name}", "Hello …" or "Hey …"'
     if clause.move == "cta" and not re.fullmatch(r"[^:{}]+: \{cta_link\}", text):
         yield clause.id, "not a label and the link", 'write "Label: {cta_link}"'
     if text != text.strip():

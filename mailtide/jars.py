@@ -12,7 +12,7 @@ from pathlib import Path
 from schemas.errors import KafkaUnavailable
 
 KAFKA = "org.apache.kafka:kafka_2.13:4.4.0"
-TOOLS = "org.apache.kafka:kafka-tools:4.4.0"  # kafka-consumer-groups and the rest
+TOOLS = "org.apache.kafka:kafka-tools:4.3.1"  # kafka-consumer-groups and the rest, which the broker does without
 LOGGING = "org.slf4j:slf4j-simple:1.7.36"  # without a binding the broker logs nothing
 OLDEST_JAVA = 17
 
@@ -25,12 +25,11 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mailtide"
 
 
-def kafka_jars(*more: str) -> list[Path]:
-    """The broker's class path, fetched once (45 jars, 45 MB); ``more`` Maven coordinates join it (Kafka's own tools).
+def kafka_jars(wanted: str = f"{KAFKA}+{LOGGING}") -> list[Path]:
+    """The class path of these Maven coordinates, the broker's own by default (45 jars, 45 MB), fetched once.
 
     Raises KafkaUnavailable where Maven Central can't be reached.
     """
-    wanted = "+".join((KAFKA, LOGGING, *more))
     listing = cache() / "kafka" / (wanted.replace(":", "_") + ".json")
     if listing.exists():
         jars = [Path(jar) for jar in json.loads(listing.read_text())]

@@ -139,13 +139,17 @@ class Delivery(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """Acknowledged by Kafka before DATA: topic ``email.claims``, key = customer. Without a delivery it ends ``unknown``."""
+    """Acknowledged by Kafka before DATA: topic ``email.claims``, key = customer. Without a delivery it ends ``unknown``.
+
+    ``withdrawn``: the server clearly did not take the mail, so the intent may be claimed again.
+    """
 
     intent_id: str
     customer: str
     trigger: str
     at: str
     draft: Draft
+    withdrawn: bool = False
 
 
 class Standing(msgspec.Struct, frozen=True, tag="standing"):

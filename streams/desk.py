@@ -1,0 +1,101 @@
+"""One partition's desk: drafts that wait, in which order they go, and which of them are done."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from schemas.mail import Draft
+from streams.ledger import Ledger
+
+ASK_AGAIN = 5.0  # seconds after which a draft that waits for intake is asked whether it has expired
+
+
+@dataclass(eq=False)
+class Job:
+    """One draft. ``target``: how far intake must have read ``customer.events`` before this may go; -1 before it was first asked."""
+
+    offset: int
+    draft: Draft
+    target: int = -1
+    attempts: int = 0
+
+
+@dataclass(eq=False)
+class Desk:
+    """The drafts of one partition; offsets are those of ``email.drafts``."""
+
+    number: int
+    ledger: Ledger
+    claimer: Any = None  # the transactional producer that fences other owners
+    alive: bool = True
+    checked: float = field(default_factory=time.monotonic)  # when Kafka last confirmed that the partition is ours
+    position: int = -1  # next offset to read; -1 before the first record
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    sending: set[asyncio.Task[None]] = field(default_factory=set)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _open: set[int] = field(default_factory=set)
+    _lowest: list[int] = field(default_factory=list)
+    _intents: set[str] = field(default_factory=set)
+    _ready: list[tuple[int, int, Job]] = field(default_factory=list)
+    _waiting: list[tuple[float, int, Job]] = field(default_factory=list)
+    _behind: list[tuple[int, int, float, Job]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, offset: int, draft: Draft | None) -> bool:
+        """Take a record in; False for one there is nothing to do for: unreadable (None), ended, or on the desk already."""
+        self.position = offset + 1
+        if draft is None or draft.intent.intent_id in self._intents or draft.intent.intent_id in self.ledger.ended:
+            return False
+        self._intents.add(draft.intent.intent_id)
+        self._open.add(offset)
+        heapq.heappush(self._lowest, offset)
+        self.again(Job(offset, draft))
+        return True
+
+    def done(self, job: Job) -> None:
+        """The intent has its outcome on ``email.deliveries``."""
+        self._open.discard(job.offset)
+        self._intents.discard(job.draft.intent.intent_id)
+
+    def committable(self) -> int:
+        """Every draft below has ended; -1 where nothing was read."""
+        while self._lowest and self._lowest[0] not in self._open:
+            heapq.heappop(self._lowest)
+        return self._lowest[0] if self._lowest else self.position
+
+    def again(self, job: Job) -> None:
+        """May go now."""
+        heapq.heappush(self._ready, (job.draft.intent.priority, job.offset, job))
+        self.wake.set()
+
+    def sleep(self, job: Job, until: float) -> None:
+        """Waits for a wall time (seconds); then all is asked anew, freshness too."""
+        job.target = -1
+        heapq.heappush(self._waiting, (until, job.offset, job))
+
+    def behind(self, job: Job) -> None:
+        """Waits until intake has read up to ``job.target``."""
+        heapq.heappush(self._behind, (job.target, job.offset, time.monotonic() + ASK_AGAIN, job))
+
+    def take(self, most: int, wall: float) -> list[Job]:
+        """The next drafts to ask the gate about, care first."""
+        while self._waiting and self._waiting[0][0] <= wall:
+            self.again(heapq.heappop(self._waiting)[2])
+        while self._behind and (self._behind[0][0] <= self.ledger.watermark or self._behind[0][2] <= time.monotonic()):
+            self.again(heapq.heappop(self._behind)[3])
+        return [heapq.heappop(self._ready)[2] for _ in range(min(most, len(self._ready)))]
+
+    def pause(self, wall: float) -> float:
+        """Seconds until something here may be worth doing, where nothing arrives before."""
+        pauses = [1.0]
+        if self._waiting:
+            pauses.append(self._waiting[0][0] - wall)
+        if self._behind:
+            pauses.append(self._behind[0][2] - time.monotonic())
+        return max(0.0, min(pauses))

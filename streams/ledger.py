@@ -1,0 +1,166 @@
+"""What a partition's sender must remember: outcomes, claims, mails by customer, standings, conditions that went.
+
+All of it is recovered from the topics (``email.gate``, ``email.claims``,
+``email.deliveries``), so that any worker can take the partition over.
+"""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+from aiokafka import TopicPartition
+
+from models.gate import History
+from models.message import message_id
+from schemas.config import KafkaSettings, ShopSettings
+from schemas.mail import Claim, Delivery, Draft, Gone, Reason, Standing, Status, Watermark, decoder, seconds
+from schemas.mail import GateRecord as GateUnion
+from schemas.topics import CLAIMS, DELIVERIES, GATE
+from streams.kafka import reader
+
+# Drafts and claims are kept for 30 days; what ended before that can't come again.
+MEMORY_SECONDS = 31 * 86400.0
+
+_GATE = decoder(GateUnion)
+_CLAIM = decoder(Claim)
+_DELIVERY = decoder(Delivery)
+
+
+class Ledger:
+    """The memory of one partition. ``clock`` says by which time a mail counts towards the cap (see ``models.gate``)."""
+
+    def __init__(self, clock: Literal["event", "wall"]) -> None:
+        self.clock = clock
+        self.standings: dict[str, Standing] = {}
+        self.gone: set[str] = set()
+        self.watermark = -1
+        self.ended: set[str] = set()
+        self.claims: dict[str, Claim] = {}  # without an outcome yet
+        self._sends: dict[str, list[tuple[float, str]]] = {}  # customer -> (time, intent), ascending
+
+    def gate(self, value: bytes | None) -> None:
+        """Apply one record of ``email.gate``; a tombstone says nothing."""
+        if value is None:
+            return
+        record = _GATE.decode(value)
+        if isinstance(record, Standing):
+            self.standings[record.customer] = record
+        elif isinstance(record, Gone):
+            if record.intent_id not in self.ended:
+                self.gone.add(record.intent_id)
+        elif isinstance(record, Watermark):
+            self.watermark = max(self.watermark, record.offset)
+
+    def claim(self, claim: Claim) -> None:
+        """A claim as it was acknowledged; one that was withdrawn leaves nothing behind."""
+        intent_id = claim.intent_id
+        if claim.withdrawn:
+            self.claims.pop(intent_id, None)
+            self.release(claim.customer, intent_id)
+        elif intent_id not in self.ended:
+            self.claims[intent_id] = claim
+            self.reserve(claim.customer, intent_id, self._counted(claim.at, claim.draft.intent.due))
+
+    def outcome(self, delivery: Delivery) -> None:
+        """An intent's end. What was sent, or may have been, counts towards the cap."""
+        intent_id = delivery.intent_id
+        self.ended.add(intent_id)
+        self.claims.pop(intent_id, None)
+        self.gone.discard(intent_id)
+        if delivery.status in ("sent", "unknown"):
+            self.reserve(delivery.customer, intent_id, self._counted(delivery.at, delivery.due))
+        else:
+            self.release(delivery.customer, intent_id)
+
+    def _counted(self, at: str, due: str) -> float:
+        return seconds(at if self.clock == "wall" else due)
+
+    def reserve(self, customer: str, intent_id: str, counted: float) -> None:
+        """Count a mail towards the cap from now on, before its outcome is known; once for each intent."""
+        self.release(customer, intent_id)
+        bisect.insort(self._sends.setdefault(customer, []), (counted, intent_id))
+
+    def release(self, customer: str, intent_id: str) -> None:
+        """Count it no longer: it was not sent."""
+        sends = self._sends.get(customer)
+        if sends:
+            sends[:] = [entry for entry in sends if entry[1] != intent_id]
+            if not sends:
+                del self._sends[customer]
+
+    def history(self, customer: str, intent_id: str) -> History:
+        """What the gate asks of the customer's past; a mail doesn't count against itself."""
+        sends = [at for at, other in self._sends.get(customer, ()) if other != intent_id]
+        return History(intent_id in self.ended, sends)
+
+
+async def committed(kafka: KafkaSettings, topic: str, partition: int, since: float | None = None) -> AsyncIterator[Any]:
+    """The partition's committed records up to its end as it is now; ``since``: seconds, record time."""
+    consumer = await reader(kafka, isolation_level="read_committed")
+    try:
+        place = TopicPartition(kafka.topic(topic), partition)
+        consumer.assign([place])
+        end = (await consumer.end_offsets([place]))[place]
+        start = None
+        if since is not None:
+            found = (await consumer.offsets_for_times({place: int(since * 1000)}))[place]
+            start = found.offset if found is not None else end
+            consumer.seek(place, start)
+        else:
+            await consumer.seek_to_beginning(place)
+        while await consumer.position(place) < end:
+            batches = await consumer.getmany(timeout_ms=200)
+            for record in batches.get(place, ()):
+                yield record
+    finally:
+        await consumer.stop()
+
+
+async def recover(kafka: KafkaSettings, partition: int, clock: Literal["event", "wall"]) -> tuple[Ledger, int]:
+    """The partition's memory from the topics, and the offset of ``email.gate`` to read on from.
+
+    Call it only after the partition's claims are fenced: a claim that another
+    worker adds afterwards would be missing here.
+    """
+    ledger, since = Ledger(clock), time.time() - MEMORY_SECONDS
+    async for record in committed(kafka, DELIVERIES, partition, since):
+        ledger.outcome(_DELIVERY.decode(record.value))
+    async for record in committed(kafka, CLAIMS, partition, since):
+        ledger.claim(_CLAIM.decode(record.value))
+    position = 0
+    async for record in committed(kafka, GATE, partition):
+        ledger.gate(record.value)
+        position = record.offset + 1
+    return ledger, position
+
+
+def orphan(claim: Claim, at: str, shop: ShopSettings) -> Delivery:
+    """The outcome of a claim whose sender died: nobody knows whether the server took the mail, so it is not sent again."""
+    return delivery_of(claim.draft, "unknown", at=at, message_id=message_id(claim.intent_id, shop))
+
+
+def delivery_of(
+    draft: Draft, status: Status, *, at: str, message_id: str = "", reason: Reason | None = None, code: int | None = None
+) -> Delivery:
+    """The record of an outcome, with what the draft knows."""
+    intent = draft.intent
+    return Delivery(
+        intent_id=intent.intent_id,
+        customer=intent.customer,
+        trigger=intent.trigger,
+        cluster=intent.cluster,
+        release=draft.release,
+        origin=draft.origin,
+        mode=draft.mode,
+        status=status,
+        message_id=message_id,
+        due=intent.due,
+        written=draft.written,
+        at=at,
+        reason=reason,
+        code=code,
+        guard=draft.guard,
+    )

@@ -1,0 +1,420 @@
+"""The sender: a draft passes the gate, is claimed, goes to the mail server, and ends in one record.
+
+For each partition, in this order, which is what makes "never twice" hold:
+
+1. fence: the partition's transactional producer is initialised, so that an older owner can claim nothing any more;
+2. recover: the ledger from ``email.deliveries``, ``email.claims`` and ``email.gate``; a claim without an outcome ends ``unknown``;
+3. for each draft: gate; wait until intake has read all that was published; gate again; claim, acknowledged; DATA; outcome; commit.
+
+A draft's offset is committed after its outcome is acknowledged. DATA follows its
+claim by less than half a session timeout, and an outcome is written only by a
+worker that Kafka has confirmed as the owner as lately: a worker that was asleep
+finds its claims too old and the partition gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.errors import KafkaError
+
+from models.gate import decide, gate_time
+from models.message import Mail, check_shop, signer
+from schemas.config import Settings
+from schemas.errors import KafkaUnavailable, SettingsError
+from schemas.mail import Claim, Delivery, Draft, decoder, encode, iso
+from schemas.topics import CLAIMS, DELIVERIES, DRAFTS, EVENTS, GATE
+from streams.desk import Desk, Job
+from streams.examples import Examples
+from streams.kafka import connection, producer
+from streams.ledger import delivery_of, orphan, recover
+from streams.letters import Letter, Letters
+from streams.smtp import Mailer
+
+log = structlog.get_logger()
+
+GROUP = "mailtide-sender"
+ROUND = 64  # drafts in one claim
+MOST_WAITING = 20_000  # drafts of a partition in memory, some 40 MB; beyond, its drafts are read later
+END_KEPT = 0.25  # seconds for which the end of customer.events is believed
+COMMIT_EVERY = 0.5  # seconds
+LONGEST_BACKOFF = 60.0  # seconds between two tries of a mail that the server put off
+
+_DRAFT = decoder(Draft)
+
+
+async def serve(settings: Settings, stop: asyncio.Event, worker_id: str = "w0") -> None:
+    """Send until ``stop`` is set; mails on their way are finished first.
+
+    Raises SettingsError where a lawful mail can't be made of the settings,
+    KafkaUnavailable without a broker, KafkaError when Kafka fails later on.
+    """
+    check_shop(settings.shop)
+    if not settings.smtp.url:
+        raise SettingsError("smtp.url is empty: name a mail server in MAILTIDE_SMTP, or run `mailtide up`, which brings one")
+    sender = Sender(settings, worker_id)
+    try:
+        await sender.start()
+        await sender.run(stop)
+    finally:
+        await sender.close()
+
+
+class Sender(ConsumerRebalanceListener):
+    """All partitions of one worker."""
+
+    def __init__(self, settings: Settings, worker_id: str) -> None:
+        self.settings, self.kafka = settings, settings.kafka
+        self.lease = settings.kafka.session_timeout / 2
+        self.log = log.bind(group=self.kafka.prefix + GROUP, worker=worker_id)
+        self.letters = Letters(settings, signer(settings.smtp))
+        self.mailer = Mailer(settings.smtp)
+        self.examples = Examples(settings.kafka)
+        self.desks: dict[int, Desk] = {}
+        self.tasks: dict[int, asyncio.Task[None]] = {}
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ends: dict[int, tuple[float, int]] = {}
+        self.consumer = AIOKafkaConsumer(
+            **connection(self.kafka),
+            group_id=self.kafka.prefix + GROUP,
+            client_id=f"mailtide-sender-{worker_id}",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=50,
+            session_timeout_ms=int(self.kafka.session_timeout * 1000),
+            heartbeat_interval_ms=int(self.kafka.session_timeout * 150),
+            rebalance_timeout_ms=int(self.kafka.session_timeout * 3000),
+        )
+        self._producer: AIOKafkaProducer | None = None
+
+    async def start(self) -> None:
+        """Connect and join the group."""
+        await self.letters.start()
+        self._producer = await producer(self.kafka, linger_ms=2)
+        await self.examples.start()
+        self.consumer.subscribe([self.kafka.topic(DRAFTS), self.kafka.topic(GATE)], listener=self)
+        try:
+            await self.consumer.start()
+        except KafkaError as error:
+            raise KafkaUnavailable(f"no Kafka answers at {self.kafka.bootstrap}: {error}") from error
+
+    @property
+    def producer(self) -> AIOKafkaProducer:
+        """Writes outcomes and examples."""
+        if self._producer is None:
+            raise KafkaUnavailable("the sender isn't started")
+        return self._producer
+
+    async def close(self) -> None:
+        """Finish what is on its way, commit, leave the group."""
+        await self._leave(list(self.desks))
+        await self.consumer.stop()
+        await self.examples.close()
+        if self._producer is not None:
+            await self._producer.stop()
+        await self.mailer.close()
+        await self.letters.close()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Read until told to stop; a partition's failure ends the worker."""
+        committed = time.monotonic()
+        while not stop.is_set():
+            if self.failure.done():
+                self.failure.result()
+            for place, records in (await self.consumer.getmany(timeout_ms=50, max_records=2000)).items():
+                desk = self.desks.get(place.partition)
+                if desk is not None:
+                    self._read(desk, place, records)
+            if time.monotonic() - committed >= COMMIT_EVERY:
+                await self.commit()
+                committed = time.monotonic()
+
+    def _read(self, desk: Desk, place: TopicPartition, records: Iterable[Any]) -> None:
+        if place.topic == self.kafka.topic(GATE):
+            for record in records:
+                desk.ledger.gate(record.value)
+            desk.wake.set()
+            return
+        for record in records:
+            try:
+                draft = _DRAFT.decode(record.value or b"")
+            except msgspec.DecodeError as error:
+                self.log.error("a draft that can't be read", partition=place.partition, offset=record.offset, error=str(error))
+                draft = None
+            desk.add(record.offset, draft)
+        if len(desk) >= MOST_WAITING:
+            self.consumer.pause(place)
+
+    # Partitions come and go.
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Open a desk for each partition; its records are read once its memory is recovered."""
+        places = list(assigned)
+        drafts = {place.partition for place in places if place.topic == self.kafka.topic(DRAFTS)}
+        if drafts != {place.partition for place in places if place.topic == self.kafka.topic(GATE)}:
+            self._fail(KafkaUnavailable(f"{DRAFTS} and {GATE} have different partitions; run `mailtide topics check`"))
+            return
+        self.consumer.pause(*places)
+        for number in sorted(drafts):
+            self.tasks[number] = asyncio.create_task(self._partition(number))
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Finish what is on its way before another worker takes over."""
+        await self._leave({place.partition for place in revoked})
+
+    async def _leave(self, numbers: Iterable[int]) -> None:
+        leaving = sorted(set(numbers))
+        desks = [self.desks[number] for number in leaving if number in self.desks]
+        for desk in desks:
+            desk.alive = False
+            desk.wake.set()
+        for number in leaving:
+            if (task := self.tasks.pop(number, None)) is not None:
+                if number not in self.desks:
+                    task.cancel()  # still recovering: nothing is on its way
+                await _end(task, self.lease)
+        for desk in desks:
+            for task in list(desk.sending):
+                await _end(task, self.lease)  # cancelled after DATA it is ``unknown``, and written as such
+        await self.commit()
+        for desk in desks:
+            self.desks.pop(desk.number, None)
+            await desk.claimer.stop()
+
+    async def _partition(self, number: int) -> None:
+        try:
+            desk = await self._open(number)
+            while desk.alive:
+                desk.wake.clear()
+                jobs = desk.take(ROUND - len(desk.sending), time.time())
+                if jobs:
+                    await self._round(desk, jobs)
+                elif desk.alive:
+                    await _wait(desk.wake, desk.pause(time.time()))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if not self.failure.done():
+            self.failure.set_exception(error)
+
+    async def _open(self, number: int) -> Desk:
+        claimer = await producer(
+            self.kafka,
+            transactional_id=f"{self.kafka.prefix}sender-{number}",
+            transaction_timeout_ms=int(self.kafka.session_timeout * 1000),
+        )
+        started = time.monotonic()
+        try:
+            ledger, gate = await recover(self.kafka, number, self.settings.clock)
+        except BaseException:
+            await claimer.stop()
+            raise
+        desk = self.desks[number] = Desk(number, ledger, claimer)
+        desk.checked = started
+        orphans = list(ledger.claims.values())
+        for claim in orphans:
+            await self._record(desk, orphan(claim, iso(self._now(claim.draft)), self.settings.shop), None)
+        drafts, gates = (TopicPartition(self.kafka.topic(name), number) for name in (DRAFTS, GATE))
+        self.consumer.seek(gates, gate)
+        self.consumer.resume(drafts, gates)
+        self.log.info("partition open", partition=number, ended=len(ledger.ended), unknown=len(orphans))
+        return desk
+
+    # One draft's way.
+
+    def _now(self, draft: Draft) -> float:
+        return gate_time(draft.intent, time.time(), self.settings.clock)
+
+    def _admits(self, desk: Desk, job: Job) -> Delivery | float | None:
+        """Asks the gate: None to send (the mail counts towards the cap from now on), a wall time to ask again, or the outcome."""
+        intent, ledger, now = job.draft.intent, desk.ledger, self._now(job.draft)
+        standing, history = ledger.standings.get(intent.customer), ledger.history(intent.customer, intent.intent_id)
+        verdict = decide(job.draft, standing, history, now, self.settings, intent.intent_id in ledger.gone)
+        if verdict.action == "send":
+            ledger.reserve(intent.customer, intent.intent_id, verdict.counted)
+            return None
+        ledger.release(intent.customer, intent.intent_id)
+        return verdict.until if verdict.action == "wait" else delivery_of(job.draft, "suppressed", at=iso(now), reason=verdict.reason)
+
+    async def _filter(self, desk: Desk, jobs: Iterable[Job]) -> list[Job]:
+        """The drafts that the gate lets through now; the others sleep, or their outcome is written."""
+        passed, ended = [], []
+        for job in jobs:
+            answer = self._admits(desk, job)
+            if answer is None:
+                passed.append(job)
+            elif isinstance(answer, Delivery):
+                ended.append((answer, job))
+            else:
+                desk.sleep(job, answer)
+        await asyncio.gather(*(self._record(desk, delivery, job) for delivery, job in ended))
+        return passed
+
+    async def _round(self, desk: Desk, jobs: list[Job]) -> None:
+        passed = await self._fresh(desk, await self._filter(desk, jobs))
+        if not passed:
+            return
+        if not await self.mailer.ready():
+            for job in passed:
+                self._put_off(desk, job, self.mailer.pause)
+            return
+        letters = await self.letters.write([job.draft for job in passed], self._now, time.time())
+        mails: list[tuple[Job, Mail]] = []
+        for job in passed:
+            letter = letters[job.draft.intent.intent_id]
+            if isinstance(letter, Letter):
+                job.draft = letter.draft
+                mails.append((job, letter.mail))
+            else:
+                await self._record(desk, letter, job)
+        # Once more, with no wait between this answer and the claim's dispatch.
+        kept = {id(job) for job in await self._filter(desk, [job for job, _ in mails])}
+        await self._dispatch(desk, [(job, mail) for job, mail in mails if id(job) in kept])
+
+    async def _dispatch(self, desk: Desk, mails: list[tuple[Job, Mail]]) -> None:
+        if not mails or not desk.alive:
+            return
+        acknowledged = time.monotonic()
+        await self._claim(desk, [self._claim_of(job) for job, _ in mails])
+        for job, mail in mails:
+            task = asyncio.create_task(self._send(desk, job, mail, acknowledged))
+            desk.sending.add(task)
+            task.add_done_callback(lambda done: self._sent(desk, done))
+
+    def _sent(self, desk: Desk, task: asyncio.Task[None]) -> None:
+        desk.sending.discard(task)
+        desk.wake.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error if isinstance(error, Exception) else RuntimeError(str(error)))
+
+    async def _fresh(self, desk: Desk, jobs: list[Job]) -> list[Job]:
+        """The drafts that intake is not behind for: an order that was published before now cancels the mail."""
+        if not jobs:
+            return []
+        end = await self._end(desk.number)
+        passed = []
+        for job in jobs:
+            job.target = end if job.target < 0 else job.target
+            if desk.ledger.watermark >= job.target:
+                passed.append(job)
+            else:
+                desk.ledger.release(job.draft.intent.customer, job.draft.intent.intent_id)
+                desk.behind(job)
+        return passed
+
+    async def _end(self, number: int) -> int:
+        """The end of customer.events in this partition, at most END_KEPT old; -1 where it holds nothing."""
+        asked, end = self.ends.get(number, (0.0, -1))
+        if time.monotonic() - asked > END_KEPT:
+            asked, place = time.monotonic(), TopicPartition(self.kafka.topic(EVENTS), number)
+            end = (await self.consumer.end_offsets([place]))[place]
+            if end == (await self.consumer.beginning_offsets([place]))[place]:
+                end = -1
+            self.ends[number] = asked, end
+        return end
+
+    def _claim_of(self, job: Job, withdrawn: bool = False) -> Claim:
+        intent = job.draft.intent
+        return Claim(intent.intent_id, intent.customer, intent.trigger, iso(self._now(job.draft)), job.draft, withdrawn)
+
+    async def _claim(self, desk: Desk, claims: list[Claim]) -> None:
+        """Acknowledged when it returns; raises where another worker has fenced this one."""
+        async with desk.lock, desk.claimer.transaction():
+            for claim in claims:
+                await desk.claimer.send(self.kafka.topic(CLAIMS), encode(claim), claim.customer.encode(), desk.number)
+
+    async def _send(self, desk: Desk, job: Job, mail: Mail, claimed: float) -> None:
+        """From an acknowledged claim to the outcome, or back to the desk."""
+        draft, ended = job.draft, None
+        refused: list[Delivery] = []
+
+        def may() -> bool:
+            if not desk.alive or time.monotonic() - claimed >= self.lease:
+                return False
+            verdict = self._admits(desk, job)
+            if isinstance(verdict, Delivery):
+                refused.append(verdict)
+            return verdict is None
+
+        answer = await self.mailer.deliver(mail, may)
+        at = iso(self._now(draft))
+        if answer.kind in ("sent", "failed", "unknown"):
+            code = None if answer.kind == "sent" else answer.code
+            ended = delivery_of(draft, answer.kind, at=at, message_id=mail.message_id, code=code)
+        elif refused:
+            ended = refused[0]
+        if ended is not None:
+            await self._record(desk, ended, job)
+            if ended.status == "sent":
+                await self.examples.put(self.producer, draft, at)
+            return
+        await self._claim(desk, [self._claim_of(job, withdrawn=True)])
+        job.attempts += answer.kind == "later"
+        self._put_off(desk, job, min(LONGEST_BACKOFF, 0.25 * 2.0**job.attempts) if answer.kind == "later" else 0.0)
+
+    def _put_off(self, desk: Desk, job: Job, pause: float) -> None:
+        desk.ledger.release(job.draft.intent.customer, job.draft.intent.intent_id)
+        desk.sleep(job, time.time() + pause)
+        desk.wake.set()
+
+    async def _record(self, desk: Desk, delivery: Delivery, job: Job | None) -> None:
+        """Write an outcome, once the partition is known to be ours still; an intent that has one gets no second."""
+        while time.monotonic() - desk.checked > self.lease:
+            await self.commit()
+            if desk.number not in self.desks or self.failure.done():
+                return  # another worker's now: it has ended the claim as unknown
+            await asyncio.sleep(0.05)
+        if delivery.intent_id in desk.ledger.ended:
+            return
+        await self.producer.send_and_wait(self.kafka.topic(DELIVERIES), encode(delivery), delivery.customer.encode(), desk.number)
+        desk.ledger.outcome(delivery)
+        if job is not None:
+            desk.done(job)
+
+    async def commit(self) -> None:
+        """Commit what has ended; that Kafka takes it says that the partitions are ours."""
+        assigned, asked = self.consumer.assignment(), time.monotonic()
+        drafts, gate = self.kafka.topic(DRAFTS), self.kafka.topic(GATE)
+        offsets: dict[TopicPartition, int] = {}
+        desks = [desk for desk in self.desks.values() if TopicPartition(drafts, desk.number) in assigned]
+        for desk in desks:
+            place = TopicPartition(gate, desk.number)
+            offsets[place] = await self.consumer.position(place)
+            if desk.committable() >= 0:
+                offsets[TopicPartition(drafts, desk.number)] = desk.committable()
+            if len(desk) < MOST_WAITING // 2 and TopicPartition(drafts, desk.number) in self.consumer.paused():
+                self.consumer.resume(TopicPartition(drafts, desk.number))
+        if not offsets:
+            return
+        try:
+            await self.consumer.commit(offsets)
+        except KafkaError as error:
+            self.log.warning("commit refused", error=type(error).__name__)
+            return
+        for desk in desks:
+            desk.checked = asked
+
+
+async def _end(task: asyncio.Task[None], seconds: float) -> None:
+    """Let a task finish; cancel it after that many seconds, and give it as long again."""
+    for _ in range(2):
+        if task.done() or (await asyncio.wait([task], timeout=seconds))[0]:
+            return
+        task.cancel()
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return

@@ -53,7 +53,14 @@ class Topic:
 
 TOPICS: tuple[Topic, ...] = (
     Topic(EVENTS, "what the shop publishes, after the Segment spec", retention_ms=30 * DAY_MS),
-    Topic(DEAD_LETTERS, "what could not be read, whole, with the reason in its headers", partitions=1, retention_ms=7 * DAY_MS),
+    Topic(
+        DEAD_LETTERS,
+        "what could not be read, whole, with the reason in its headers",
+        partitions=1,
+        retention_ms=7 * DAY_MS,
+        # The time stays the dead record's own, and a record of the full size gets headers on top.
+        config={"message.timestamp.type": "CreateTime", "max.message.bytes": "4194304"},
+    ),
     Topic(INTENTS, "a trigger fired for a customer", retention_ms=30 * DAY_MS),
     Topic(DRAFTS, "words with slots, waiting for the gate", retention_ms=30 * DAY_MS),
     Topic(GATE, "each customer's standing, conditions that went, and how far intake has read", cleanup="compact"),

@@ -26,6 +26,7 @@ from typing import Any
 import faust
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
@@ -142,6 +143,20 @@ class BatchApp:
             return {}
         found = await self._faust.consumer.highwaters(*(TopicPartition(*pair) for pair in pairs))
         return {(tp.topic, tp.partition): offset for tp, offset in found.items()}
+
+    async def idle_position(self, topic: str, partition: int) -> int | None:
+        """Where the next fetch starts; None while anything of the partition is on its way or being handled."""
+        lane = self.lanes.get(TP(topic, partition))
+        if self._faust is None or lane is None or lane.draining or self._faust.rebalancing:
+            return None
+        consumer: Any = self._faust.consumer
+        if lane.waiting or lane.open or consumer.given[lane.tp]:
+            return None
+        try:
+            position: int | None = await asyncio.wait_for(consumer.position(TopicPartition(*lane.tp)), 5.0)
+        except (TimeoutError, KafkaError):
+            return None
+        return None if lane.waiting or lane.open or consumer.given[lane.tp] else position
 
     # -- between Faust and the lanes ------------------------------------------------------------
 

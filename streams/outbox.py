@@ -17,6 +17,7 @@ class Outbox:
     def __init__(self, producer: AIOKafkaProducer) -> None:
         self._producer = producer
         self._ready: dict[tuple[str, int], list[Any]] = {}
+        self.sizes: list[int] = []  # records in each batch of the last ``send``
 
     def __bool__(self) -> bool:
         return bool(self._ready)
@@ -31,26 +32,26 @@ class Outbox:
         timestamp: int | None = None,
     ) -> None:
         """One record; ``topic`` as the cluster knows it, ``timestamp`` in milliseconds where the topic keeps the producer's."""
+        carried = list(headers)
         batches = self._ready.setdefault((topic, partition), [])
-        if not batches or batches[-1].append(key=key, value=value, timestamp=timestamp, headers=headers) is None:
+        if not batches or batches[-1].append(key=key, value=value, timestamp=timestamp, headers=carried) is None:
             batches.append(self._producer.create_batch())
-            if batches[-1].append(key=key, value=value, timestamp=timestamp, headers=headers) is None:
+            if batches[-1].append(key=key, value=value, timestamp=timestamp, headers=carried) is None:
                 raise ValueError(f"a record of {len(value or b'')} bytes for {topic} is larger than a batch may be")
 
     async def send(self) -> list[asyncio.Future[Any]]:
         """Hand everything to the producer."""
         sent = []
+        self.sizes = []
         ready, self._ready = self._ready, {}
         for (topic, partition), batches in ready.items():
             for batch in batches:
+                self.sizes.append(batch.record_count())
                 batch.close()
                 sent.append(await self._producer.send_batch(batch, topic, partition=partition))
         return sent
 
 
-async def acknowledged(sent: Iterable[asyncio.Future[Any]]) -> int:
-    """Wait until Kafka has them all; the largest offset given to one of the batches' first records, or -1."""
-    last = -1
-    for metadata in await asyncio.gather(*sent):
-        last = max(last, metadata.offset)
-    return last
+async def acknowledged(sent: Iterable[asyncio.Future[Any]]) -> None:
+    """Wait until Kafka has them all; raises what the first refused one was refused for."""
+    await asyncio.gather(*sent)

@@ -1,0 +1,36 @@
+"""Follow small compacted topics from their beginning: published models that every worker holds whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from aiokafka import TopicPartition
+
+from schemas.config import KafkaSettings
+from streams.kafka import reader
+
+Apply = Callable[[str, bytes], None]
+
+
+async def follow(kafka: KafkaSettings, topics: Sequence[str], apply: Apply, caught_up: asyncio.Event) -> None:
+    """Call ``apply(topic, value)`` for each record, for ever; ``topics`` are names without the prefix.
+
+    ``caught_up`` is set when everything that was there at the start has been applied.
+    """
+    names = {kafka.topic(topic): topic for topic in topics}
+    client = await reader(kafka)
+    try:
+        tps = [TopicPartition(name, 0) for name in names]  # declared with one partition
+        client.assign(tps)
+        await client.seek_to_beginning(*tps)
+        ends = await client.end_offsets(tps)
+        while True:
+            if not caught_up.is_set() and all([await client.position(tp) >= ends[tp] for tp in tps]):
+                caught_up.set()
+            for tp, records in (await client.getmany(timeout_ms=500)).items():
+                for record in records:
+                    if record.value is not None:
+                        apply(names[tp.topic], record.value)
+    finally:
+        await client.stop()

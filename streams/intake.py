@@ -1,0 +1,245 @@
+"""From ``customer.events`` to decisions: the first stage, where every accepted event counts exactly once.
+
+For each batch of a partition: sift (dead letters, events of other partitions),
+``models.passes.Pass`` over the customers' states, timers that came due, then a
+flush in the order that ``streams.partition`` keeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from schemas.config import Settings
+from schemas.errors import KafkaUnavailable, StoreError
+from schemas.events import Event
+from schemas.mail import Gone, encode
+from schemas.topics import CLUSTERS, CUSTOMERS, DEAD_LETTERS, EVENTS, FEEDBACK, GATE, INTENTS, ITEMS, RHYTHM, VECTORS
+from streams.batches import Batch, BatchApp
+from streams.follow import follow
+from streams.kafka import producer
+from streams.outbox import Outbox
+from streams.partition import Partition
+from streams.profiles import Profiles
+from streams.sift import Places, sift
+from streams.store import Clock, Store, recover
+
+GROUP = "mailtide-intake"
+CHUNK = 500  # records or timers between two looks at the event loop: heartbeats and flushes go on meanwhile
+TICK = 1.0  # seconds between two looks at the wall clock's timers
+TOO_OFTEN = 10_000  # firings of one customer in one go: a timer that never advances
+
+log = logging.getLogger(__name__)
+
+
+class Passing(Protocol):
+    """``models.passes.Pass``, or a double of it."""
+
+    def run(self, states: dict[str, bytes], events: Any, now: float, wall: float, partition: int) -> Any:
+        """Apply events in offset order."""
+
+    def fire(self, states: dict[str, bytes], now: float, wall: float, partition: int) -> Any:
+        """Fire timers that are due."""
+
+    def update(self, topic: str, value: bytes) -> None:
+        """A newer published model."""
+
+
+class Intake:
+    """The stage's collaborators and its partitions."""
+
+    def __init__(
+        self, settings: Settings, worker_id: str, passing: Passing, next_timer: Callable[[bytes], float], applied: Callable[[bytes], int]
+    ) -> None:
+        self.settings, self.passing, self.next_timer, self.applied = settings, passing, next_timer, applied
+        self.home = Path(settings.home) / "state" / f"intake-{worker_id}"
+        self.topic = {name: settings.kafka.topic(name) for name in (EVENTS, DEAD_LETTERS, INTENTS, GATE, VECTORS, FEEDBACK, CUSTOMERS)}
+        self.parts: dict[int, Partition] = {}
+        self.counts: Counter[str] = Counter()
+        self._idle: dict[int, int] = {}
+
+    async def open(self) -> None:
+        """Connect; StoreError or KafkaUnavailable in one line."""
+        kafka = self.settings.kafka
+        self.profiles = await asyncio.to_thread(Profiles.open, self.settings)
+        self.producer = await producer(kafka)
+        partitions = await self.producer.partitions_for(self.topic[EVENTS])
+        dead = await self.producer.partitions_for(self.topic[DEAD_LETTERS])
+        self.places = Places(self.topic[EVENTS], self.topic[DEAD_LETTERS], len(partitions), len(dead))
+        self.app = BatchApp(GROUP, kafka, [self.topic[EVENTS]], self.handle, on_assigned=self.assigned, on_revoked=self.revoked)
+
+    async def close(self) -> None:
+        """Finish what runs, leave the group, disconnect."""
+        await self.app.stop()
+        await self.producer.stop()
+        await asyncio.to_thread(self.profiles.close)
+
+    # -- partitions come and go ---------------------------------------------------------------------
+
+    async def assigned(self, topic: str, number: int) -> None:
+        """Take the partition's states over: what lies here, then the changelog's rest."""
+        store = await asyncio.to_thread(Store, self.home / str(number))
+        try:
+            store = await recover(store, self.settings.kafka, number, self.applied)
+            end = (await self.app.end_offsets([(topic, number)]))[topic, number]
+            if store.clock.offset > end:
+                raise StoreError(
+                    f"{topic} partition {number} ends at {end}, but {store.clock.offset} were applied: "
+                    f"the topic was made anew; delete {self.home} and the topic {self.topic[CUSTOMERS]}"
+                )
+            part = Partition(number, store, self.topic[CUSTOMERS], self.topic[GATE], self.producer, self.app.fail)
+            for count, (customer, state) in enumerate(store.items()):
+                part.schedule.set(customer, self.next_timer(state))
+                if count % 10_000 == 0:
+                    await asyncio.sleep(0)
+        except BaseException:
+            store.close()
+            raise
+        self.parts[number] = part
+        part.tell()
+        log.info("took over %s partition %d at offset %d", topic, number, part.clock.offset)
+
+    async def revoked(self, topic: str, number: int) -> None:
+        """Let what is in flight land; the next owner reads it from the changelog."""
+        part = self.parts.pop(number, None)
+        if part is not None:
+            async with part.lock:
+                await part.close()
+
+    # -- events --------------------------------------------------------------------------------------
+
+    async def handle(self, batch: Batch) -> None:
+        """One batch of one partition."""
+        part = self.parts[batch.partition]
+        async with part.lock:
+            work = _Work(self, part)
+            # What the store has already seen needs no second look: neither its dead letters nor its forwards.
+            records = [record for record in batch.records if record.offset >= part.clock.offset]
+            for start in range(0, len(records), CHUNK):
+                chunk = records[start : start + CHUNK]
+                await work.events(chunk)
+                part.clock = Clock(chunk[-1].offset + 1, part.clock.event_time)
+                await asyncio.sleep(0)
+            await work.flush(batch.done)
+
+    async def tick(self) -> None:
+        """Look at the wall clock's timers, and at partitions whose last offsets are no records."""
+        for part in list(self.parts.values()):
+            if self.settings.clock == "wall":
+                async with part.lock:
+                    if self.parts.get(part.number) is part:
+                        work = _Work(self, part)
+                        await work.timers(time.time())
+                        if work:
+                            await work.flush(lambda: None)
+            position = await self.app.idle_position(self.topic[EVENTS], part.number)
+            if position is not None and position == self._idle.get(part.number) and self.parts.get(part.number) is part:
+                part.skip_to(position)
+            self._idle[part.number] = -1 if position is None else position
+
+
+class _Work:
+    """What one batch or tick adds up to before its flush."""
+
+    def __init__(self, intake: Intake, part: Partition) -> None:
+        self.intake, self.part = intake, part
+        self.states: dict[str, bytes] = {}
+        self.outbox = Outbox(intake.producer)
+
+    def __bool__(self) -> bool:
+        return bool(self.states) or bool(self.outbox)
+
+    async def events(self, records: list[Any]) -> None:
+        intake, part, wall = self.intake, self.part, time.time()
+        sifted = sift(records, intake.places, part.number, wall, self.outbox)
+        intake.counts.update(sifted.counts)
+        events: list[Event] = sifted.events
+        if not events:
+            return
+        part.clock = Clock(part.clock.offset, max(part.clock.event_time, max(event.at for event in events)))
+        now = part.clock.event_time if intake.settings.clock == "event" else wall
+        states = part.states(list({event.customer: None for event in events}))
+        await self.absorb(intake.passing.run(states, events, now, wall, part.number))
+        if intake.settings.clock == "event":
+            await self.timers(now)
+
+    async def timers(self, now: float) -> None:
+        fired: Counter[str] = Counter()
+        while due := self.part.schedule.due(now, CHUNK):
+            fired.update(due)
+            if fired[due[0]] > TOO_OFTEN:
+                raise RuntimeError(f"a timer of partition {self.part.number} never advances")
+            await self.absorb(self.intake.passing.fire(self.part.states(due), now, time.time(), self.part.number))
+            await asyncio.sleep(0)
+
+    async def absorb(self, result: Any) -> None:
+        """Keep the states and timers; gather the records."""
+        part, topic, add = self.part, self.intake.topic, self.outbox.add
+        if result.identifies:
+            # Before any record that follows from them: a mail must find its address.
+            await asyncio.to_thread(self.intake.profiles.put_many, result.identifies)
+        part.keep(result.states)
+        self.states.update(result.states)
+        for customer, at in result.timers.items():
+            part.schedule.set(customer, at)
+        for intent in result.intents:
+            add(topic[INTENTS], part.number, intent.customer.encode(), encode(intent))
+        for record in result.gate:
+            key = record.intent_id if isinstance(record, Gone) else record.customer
+            add(topic[GATE], part.number, key.encode(), encode(record))
+        for value in result.learning:
+            add(topic[VECTORS], 0, None, value)
+        for feedback in result.feedback:
+            add(topic[FEEDBACK], part.number, feedback.customer.encode(), encode(feedback))
+        self.intake.counts.update(result.counts)
+
+    async def flush(self, done: Callable[[], None]) -> None:
+        await self.part.flush(self.states, self.outbox, done)
+
+
+async def serve(settings: Settings, stop: asyncio.Event, worker_id: str = "w0") -> None:
+    """Run the stage until ``stop``; raises what ended it before that."""
+    from models.passes import Pass, applied_offset, next_timer
+
+    await run(Intake(settings, worker_id, Pass(settings.trigger, settings.sending, settings.shop), next_timer, applied_offset), stop)
+
+
+async def run(intake: Intake, stop: asyncio.Event) -> None:
+    """The stage with its collaborators given."""
+    await intake.open()
+    caught_up = asyncio.Event()
+    models = asyncio.create_task(follow(intake.settings.kafka, (CLUSTERS, RHYTHM, ITEMS), intake.passing.update, caught_up))
+    tasks = [models]
+    try:
+        # The first batch must not be decided by older models than a restart's last one was.
+        ready = asyncio.ensure_future(caught_up.wait())
+        await asyncio.wait({ready, models}, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if models.done():
+            raise KafkaUnavailable("the published models can't be followed") from models.exception()
+        await intake.app.start()
+        tasks.append(asyncio.create_task(_tick(intake)))
+        for task in tasks:
+            task.add_done_callback(lambda done: _ended(intake, done))
+        await intake.app.wait(stop)
+    finally:
+        for task in tasks:
+            task.cancel()
+            await asyncio.wait({task})
+        await intake.close()
+
+
+def _ended(intake: Intake, task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        intake.app.fail(task.exception() or RuntimeError("a background task of intake ended"))
+
+
+async def _tick(intake: Intake) -> None:
+    while True:
+        await asyncio.sleep(TICK)
+        await intake.tick()

@@ -1,0 +1,137 @@
+"""One partition of intake: its states, timers and flushes. The flush order is the invariant that makes counts exact.
+
+    outputs acknowledged -> the previous flush done -> changelog acknowledged
+    -> states, clock and changelog place in one local write -> batch done
+
+Outputs go first: a crash repeats an intent (same id) rather than losing one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from aiokafka import AIOKafkaProducer
+
+from schemas.mail import Watermark, encode
+from streams.outbox import Outbox, acknowledged
+from streams.schedule import Schedule
+from streams.store import CLOCK, Clock, Store
+
+IN_FLIGHT = 4  # flushes; with one the partition waits for the broker instead of computing
+WATERMARK_EVERY = 0.1  # seconds; the sender waits for them
+
+
+class Partition:
+    """Owned by whoever holds ``lock``; flushes overlap with the next batch's work."""
+
+    def __init__(
+        self, number: int, store: Store, changelog: str, gate: str, producer: AIOKafkaProducer, fail: Callable[[BaseException], None]
+    ) -> None:
+        self.number, self.store, self.lock = number, store, asyncio.Lock()
+        self.schedule = Schedule()
+        self.clock = store.clock  # of what was computed; the store's is of what is safe
+        self.safe = self.clock
+        self._changelog, self._gate, self._producer, self._fail = changelog, gate, producer, fail
+        self._overlay: dict[str, bytes] = {}  # computed, not yet in the store
+        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._last: asyncio.Task[None] | None = None
+        self._flights = 0
+        self._told = Clock(-1, 0.0)
+        self._told_at = 0.0
+        self._telling: asyncio.Task[None] | None = None
+
+    def states(self, customers: list[str]) -> dict[str, bytes]:
+        """The newest state of each customer that has one."""
+        asked = [customer for customer in customers if customer not in self._overlay]
+        found = self.store.get_many(asked) if asked else {}
+        found.update((customer, self._overlay[customer]) for customer in customers if customer in self._overlay)
+        return found
+
+    def keep(self, states: dict[str, bytes]) -> None:
+        """From now on these are the newest."""
+        self._overlay.update(states)
+
+    async def flush(self, states: dict[str, bytes], outbox: Outbox, done: Callable[[], None]) -> None:
+        """Begin a flush of what was computed; returns as soon as the next batch may be computed."""
+        await self._slots.acquire()
+        self._flights += 1
+        sent = await outbox.send()
+        self._last = asyncio.ensure_future(self._land(states, self.clock, sent, self._last, done))
+
+    async def _land(
+        self,
+        states: dict[str, bytes],
+        clock: Clock,
+        sent: list[asyncio.Future[object]],
+        before: asyncio.Task[None] | None,
+        done: Callable[[], None],
+    ) -> None:
+        try:
+            await acknowledged(sent)
+            if before is not None:
+                await before
+            records: dict[bytes, bytes | None] = {customer.encode(): state for customer, state in states.items()}
+            records[CLOCK] = clock.packed()
+            log = Outbox(self._producer)
+            for key, value in records.items():
+                log.add(self._changelog, self.number, key, value)
+            batches = await log.send()
+            await acknowledged(batches)
+            place = 1 + max(batch.result().offset + count - 1 for batch, count in zip(batches, log.sizes, strict=True))
+            self.store.write(records, place)
+            for customer, state in states.items():
+                if self._overlay.get(customer) is state:
+                    del self._overlay[customer]
+            self.safe = clock
+            done()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._fail(error)
+            raise
+        finally:
+            self._flights -= 1
+            self._slots.release()
+        self.tell()
+
+    # -- how far this partition is, for the sender --------------------------------------------------
+
+    def tell(self) -> None:
+        """Let the sender know how far this partition has been applied, now or as soon as the last word is old enough."""
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.ensure_future(self._tell())
+
+    async def _tell(self) -> None:
+        wait = self._told_at + WATERMARK_EVERY - time.monotonic()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        while self._told != self.safe:
+            said, self._told_at = self.safe, time.monotonic()
+            value = encode(Watermark(self.number, said.offset, said.event_time))
+            try:
+                await self._producer.send_and_wait(self._gate, value, key=b"watermark", partition=self.number)
+            except Exception as error:
+                self._fail(error)
+                return
+            self._told = said
+            if self._told != self.safe:
+                await asyncio.sleep(WATERMARK_EVERY)
+
+    def skip_to(self, offset: int) -> None:
+        """Nothing is to be applied before ``offset`` (transaction markers take offsets, too)."""
+        if self._flights == 0 and offset > self.clock.offset:
+            self.clock = self.safe = Clock(offset, self.clock.event_time)
+            self.tell()
+
+    async def close(self) -> None:
+        """Let what is in flight land, then let go of the files."""
+        if self._last is not None:
+            await asyncio.wait({self._last})
+            if not self._last.cancelled():
+                self._last.exception()  # told to ``fail`` already
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.wait({self._telling})
+        self.store.close()

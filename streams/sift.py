@@ -1,0 +1,87 @@
+"""Intake's first step: raw records become accepted events, dead letters, or records that belong to another partition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from schemas.events import Dead, Event, decode
+from streams.kafka import partition_of
+from streams.outbox import Header, Outbox
+
+FORWARDED = "mailtide.forwarded"
+ORIGIN = "mailtide.origin"  # "partition:offset" of the record that was forwarded: its identity where the event has none
+REASON = "mailtide.reason"
+
+
+@dataclass(slots=True)
+class Sifted:
+    """``events`` in offset order; ``counts``: accepted, forwarded, and each dead letter's reason as ``dead.<reason>``."""
+
+    events: list[Event] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def count(self, name: str) -> None:
+        """One more of it."""
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Topic names as the cluster knows them, and partition counts."""
+
+    events: str
+    dead_letters: str
+    partitions: int  # of the events
+    dead_partitions: int = 1
+
+
+def sift(records: Sequence[Any], places: Places, partition: int, wall: float, outbox: Outbox) -> Sifted:
+    """Decode aiokafka records of one partition; what can't be taken here goes to ``outbox``."""
+    sifted = Sifted()
+    for record in records:
+        event = decode(record.value, wall, partition, record.offset, record.headers)
+        if isinstance(event, Dead):
+            sifted.count(f"dead.{event.reason}")
+            _bury(record, event, places, outbox)
+            continue
+        home = partition_of(event.customer.encode(), places.partitions)
+        moved = _header(record.headers, FORWARDED) is not None if record.headers else False
+        if home != partition and not moved:  # once: two that disagree about the number of partitions must not play ping-pong
+            sifted.count("forwarded")
+            origin = f"{partition}:{record.offset}".encode()
+            headers = (*record.headers, (FORWARDED, b"1"), (ORIGIN, origin))
+            outbox.add(places.events, home, event.customer.encode(), record.value, headers)
+            continue
+        if moved and not event.message_id:
+            # Forwarding may be repeated after a crash; the second one has to be recognised.
+            origin = _header(record.headers, ORIGIN) or b"?"
+            event = msgspec.structs.replace(event, message_id=f"{FORWARDED}:{origin.decode(errors='replace')}")
+        sifted.count("accepted")
+        sifted.events.append(event)
+    return sifted
+
+
+def _header(headers: Sequence[Header], name: str) -> bytes | None:
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+def _bury(record: Any, dead: Dead, places: Places, outbox: Outbox) -> None:
+    """Key, value, headers and time unchanged; Kafka Connect's names for the rest, so that its tools work. No personal data."""
+    headers = (
+        *record.headers,
+        ("__connect.errors.topic", record.topic.encode()),
+        ("__connect.errors.partition", str(record.partition).encode()),
+        ("__connect.errors.offset", str(record.offset).encode()),
+        ("__connect.errors.exception.class.name", f"mailtide.events.{dead.reason}".encode()),
+        ("__connect.errors.exception.message", dead.detail.encode()),
+        (REASON, dead.reason.encode()),
+    )
+    where = partition_of(record.key, places.dead_partitions) if record.key else 0
+    outbox.add(places.dead_letters, where, record.key, record.value, headers, max(record.timestamp, 0))

@@ -38,7 +38,10 @@ HOME = Path(__file__).parent / "en"
 
 
 class Clause(msgspec.Struct, frozen=True):
-    """One approved wording of a move. An empty ``tones``, ``goods`` or ``situation`` means any."""
+    """One approved wording of a move. An empty ``tones``, ``goods`` or ``situation`` means any.
+
+    ``unless``: facts beside which the wording would be too vague ("something you buy often" where the product is known).
+    """
 
     id: str
     move: str
@@ -46,6 +49,7 @@ class Clause(msgspec.Struct, frozen=True):
     tones: tuple[str, ...] = ()
     goods: tuple[str, ...] = ()
     situation: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
     trigger: str = ""
     slots: frozenset[str] = frozenset()
 
@@ -55,6 +59,7 @@ class Clause(msgspec.Struct, frozen=True):
             (not tone or not self.tones or tone in self.tones)
             and (not self.goods or goods in self.goods)
             and self.slots <= set(slots)
+            and not set(self.unless) & set(slots)
             and set(self.situation) <= set(situation)
         )
 
@@ -83,6 +88,7 @@ class _ClauseForm(msgspec.Struct, forbid_unknown_fields=True):
     tones: tuple[str, ...] = ()
     goods: tuple[str, ...] = ()
     situation: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
 
 
 class _FileForm(msgspec.Struct, forbid_unknown_fields=True):
@@ -191,18 +197,22 @@ class Book:
         Counted move by move over what the choices so far leave open.
         """
         chapter = self.chapter(trigger)
-        # (tones still possible, goods still possible, situations asked for) -> number of ways to get here
-        ways: dict[tuple[frozenset[str], frozenset[str], frozenset[str]], int] = {(frozenset(TONES), frozenset(GOODS), frozenset()): 1}
+        judged = {name for clause in chapter.clauses for name in clause.unless}  # facts that must be known or unknown
+        # (tones still possible, goods still possible, situations asked for, facts known, facts unknown) -> ways to get here
+        nothing: frozenset[str] = frozenset()
+        ways = {(frozenset(TONES), frozenset(GOODS), nothing, nothing, nothing): 1}
         for move in chapter.moves:
             after = dict(ways) if move in chapter.optional else {}
             for clause in self._by_move.get((trigger, move), ()):
-                for (tones, goods, situation), count in ways.items():
+                for (tones, goods, situation, known, unknown), count in ways.items():
                     state = (
                         tones & frozenset(clause.tones or TONES),
                         goods & frozenset(clause.goods or GOODS),
                         situation | frozenset(clause.situation),
+                        known | (clause.slots & judged),
+                        unknown | frozenset(clause.unless),
                     )
-                    if state[0] and state[1] and not any(pair <= state[2] for pair in EXCLUSIVE):
+                    if state[0] and state[1] and not state[3] & state[4] and not any(pair <= state[2] for pair in EXCLUSIVE):
                         after[state] = after.get(state, 0) + count
             ways = after
         return sum(ways.values())
@@ -229,7 +239,8 @@ def _read(file: Path) -> Chapter:
     if form.trigger != file.stem:
         raise PhrasebookError(f"{file}: trigger is {form.trigger!r}: name the file {form.trigger}.toml, or the trigger {file.stem}")
     clauses = tuple(
-        Clause(c.id, c.move, c.text, c.tones, c.goods, c.situation, form.trigger, frozenset(slots_in(c.text))) for c in form.clause
+        Clause(c.id, c.move, c.text, c.tones, c.goods, c.situation, c.unless, form.trigger, frozenset(slots_in(c.text)))
+        for c in form.clause
     )
     chapter = Chapter(form.trigger, form.moves, frozenset(form.optional), frozenset(form.facts), clauses, form.template, str(file))
     _check_form(chapter)

@@ -85,6 +85,8 @@ def _tags(clause: Clause) -> Iterator[tuple[str, str, str]]:
         for tag in tags:
             if tag not in known:
                 yield clause.id, f"unknown {kind} {tag!r}", f"use one of {', '.join(known)}"
+    for name in sorted(set(clause.unless) - SLOTS.keys()):
+        yield clause.id, f"unless unknown slot {name!r}", f"use one of {', '.join(SLOTS)}"
     for name in sorted(clause.slots):
         if name not in SLOTS:
             yield clause.id, f"unknown slot {{{name}}}", f"use one of {', '.join(SLOTS)}"
@@ -118,7 +120,7 @@ def _pairs(chapter: Chapter) -> Iterator[tuple[str, str, str]]:
             yield b.id, f"the same words as {a.id}", "write another, or take it out"
         elif a.move in said and b.move in said:
             if a.move == b.move:
-                if _overlap(a, b) >= NEAR and _together(a, b):
+                if _overlap(a, b) >= NEAR and len(_content(a.text) | _content(b.text)) > 2 and _together(a, b):
                     yield b.id, f"nearly the same as {a.id}", "write another, or take it out"
             elif _together(a, b):
                 first, then = sorted((a, b), key=lambda c: said[c.move])
@@ -175,9 +177,15 @@ def _coverage(book: Book, chapter: Chapter) -> Iterator[tuple[str, str, str]]:
     for move in chapter.moves:
         slots = chapter.minimal | (OFFER_SLOTS if move == "offer" else frozenset())
         for tone in TONES:
-            n = len(book.clauses(chapter.trigger, move, tone, slots))
-            if n < COVERAGE:
-                yield "", f"{move}, {tone}: {n} clauses that always fit", f"write {COVERAGE - n} more without tags or optional facts"
+            least, most = (len(book.clauses(chapter.trigger, move, tone, s)) for s in (slots, slots | SLOTS.keys()))
+            if least < COVERAGE:
+                yield (
+                    "",
+                    f"{move}, {tone}: {least} clauses that always fit",
+                    f"write {COVERAGE - least} more without tags or optional facts",
+                )
+            elif most < COVERAGE:
+                yield "", f"{move}, {tone}: {most} clauses where all facts are known", f"write {COVERAGE - most} more without an unless"
     if (mails := book.mails(chapter.trigger)) < MAILS:
         yield "", f"only {mails} different mails", f"write more clauses, for {MAILS} or more"
     if needs := {s for i in chapter.template.values() for s in book.clause(i).slots} - chapter.minimal:
@@ -206,6 +214,8 @@ def _together(a: Clause, b: Clause) -> bool:
         return not x or not y or bool(set(x) & set(y))
 
     situation = set(a.situation) | set(b.situation)
+    if a.slots & set(b.unless) or b.slots & set(a.unless):
+        return False
     return meet(a.tones, b.tones) and meet(a.goods, b.goods) and not any(pair <= situation for pair in EXCLUSIVE)
 
 

@@ -170,7 +170,7 @@ def compose(
     made = EmailMessage(policy=POLICY)
     made["From"] = _mailbox(shop.from_name, shop.from_email)
     made["To"] = Address(addr_spec=recipient)
-    made["Subject"] = subject
+    made["Subject"] = _header(subject)
     made["Date"] = format_datetime(datetime.fromtimestamp(at, UTC))
     made["Message-ID"] = message_id(intent.intent_id, shop)
     made["List-Unsubscribe"] = f"<{leave}>, <mailto:{shop.unsubscribe_mailto}?subject=unsubscribe%20{mark}>"
@@ -190,7 +190,12 @@ def compose(
 
 
 def _mailbox(name: str, email: str) -> Address:
-    return Address(display_name=clean(name), addr_spec=email)
+    return Address(display_name=_header(clean(name)), addr_spec=email)
+
+
+def _header(text: str) -> str:
+    """Text for a header. The email package decodes encoded words in what it is given, line breaks in them included: none may be left."""
+    return text.replace("=?", "= ?")
 
 
 @lru_cache(maxsize=1)

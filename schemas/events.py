@@ -163,7 +163,9 @@ def _event(wire: _Wire, wall: float, partition: int, offset: int) -> Event | Dea
         if wire.event is None:
             return Dead("not_an_event", "neither type nor event is there")
         sort = "track"
-    customer = _id(wire.userId) or _id(wire.anonymousId)
+    customer = wire.userId
+    if not customer or customer.isspace():
+        customer = wire.anonymousId
     if sort == "track":
         if wire.event is None:
             return Dead("not_an_event", "a track without the event's name")
@@ -171,7 +173,7 @@ def _event(wire: _Wire, wall: float, partition: int, offset: int) -> Event | Dea
     else:
         sort = sort.lower()
         kind = sort if sort in ("identify", "page") else "other"
-    if not customer:
+    if not customer or customer.isspace():
         return Dead("no_customer", "neither userId nor anonymousId is there")
     text = wire.timestamp or wire.originalTimestamp or wire.receivedAt
     at = _seconds(text) if text else None
@@ -187,10 +189,6 @@ def _event(wire: _Wire, wall: float, partition: int, offset: int) -> Event | Dea
     if kind == "identify":
         traits = {**((wire.context and wire.context.traits) or {}), **(wire.traits or {})}
     return Event(customer, kind, at, wire.messageId or "", wire.properties or _NONE, traits, partition, offset, wire.event or "")
-
-
-def _id(text: str | None) -> str:
-    return text if text and not text.isspace() else ""
 
 
 def _seconds(text: str) -> float | None:

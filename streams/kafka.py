@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from functools import lru_cache
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -30,6 +31,7 @@ def connection(kafka: KafkaSettings) -> dict[str, Any]:
     return options
 
 
+@lru_cache(1 << 17)  # aiokafka's murmur2 is plain Python, some 3 us; a shop's active customers come again and again
 def partition_of(key: bytes, partitions: int) -> int:
     """The partition of ``key`` as the Java client and librdkafka's ``murmur2`` choose it."""
     return int(murmur2(key) & 0x7FFFFFFF) % partitions

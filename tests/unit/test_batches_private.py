@@ -1,0 +1,87 @@
+"""``streams/batches.py`` leans on private names of Faust and aiokafka: this fails as soon as one has moved."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import version
+from typing import Any
+
+import faust
+import pytest
+from aiokafka.consumer.fetcher import Fetcher
+from faust import app as faust_app
+from faust import streams as faust_streams
+from faust.tables import recovery
+from faust.transport import conductor, consumer
+from faust.transport.drivers import aiokafka as driver
+from faust.types import ConsumerMessage
+from mode import Service
+
+
+def test_the_versions_are_those_it_was_written_for() -> None:
+    assert version("faust-streaming") == "0.15.3", "read streams/batches.py against the new Faust before moving the pin"
+    assert version("aiokafka") == "0.14.0", "read streams/batches.py against the new aiokafka before moving the pin"
+
+
+@pytest.mark.parametrize(
+    ("owner", "names"),
+    [
+        (
+            driver.Consumer,
+            "_new_consumer_thread getmany _getmany _get_active_partitions _new_offset _add_gap perform_seek commit ack highwater "
+            "highwaters position assignment on_partitions_revoked on_partitions_assigned verify_event_path "
+            "on_buffer_full on_buffer_drop stop_flow",
+        ),
+        (driver.AIOKafkaConsumerThread, "_create_consumer seek_to_beginning"),
+        (driver.Producer, "_settings_auth"),
+        (driver.Transport, "Consumer Producer"),
+        (faust.App, "_create_directories transport producer_transport consumer flow_control rebalancing consumer_generation_id"),
+        (faust.Schema, "loads_key loads_value"),
+        (Service, "crash_reason"),
+        (faust_streams.Stream, "noack events"),
+    ],
+)
+def test_the_names_are_there(owner: type, names: str) -> None:
+    missing = [name for name in names.split() if not hasattr(owner, name) and name not in _annotations(owner)]
+    assert not missing, f"{owner.__module__}.{owner.__qualname__} has lost {missing}"
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (
+            consumer.Consumer.__init__,
+            "self._acked = self._acked_index = self._read_offset = self._committed_offset = "
+            "self._unacked_messages = self.can_resume_flow =",
+        ),
+        (driver.AIOKafkaConsumerThread.on_start, "self._create_consumer("),
+        (driver.Producer._new_producer, "self._settings_auth()"),
+        (driver.ThreadedProducer._new_producer, "_settings_auth()"),
+        (consumer.Consumer._filter_committable_offsets, "self._new_offset(tp)"),
+        (consumer.Consumer._filter_tps_with_pending_acks, "self._acked"),
+        (consumer.Consumer.wait_empty, "self._unacked_messages"),
+        (consumer.Consumer._drain_messages, "getmany(timeout= get_read_offset set_read_offset(tp,offset) self.suspend_flow.wait()"),
+        (conductor.ConductorCompiler.build, "message.incref("),
+        (faust_streams.Stream._py_aiter, "self.enable_acks event.ack() consumer_generation_id"),
+        (recovery.Recovery._resume_streams, "consumer.perform_seek() resume_flow()"),
+        (faust_app.App._on_partitions_revoked, "stop_flow _consumer_wait_empty"),
+        (faust_app.App.on_first_start, "self._create_directories()"),
+        (Service.__init__, "self._crashed ="),
+        (driver.AIOKafkaConsumerThread.getmany, "_max_poll_records"),
+        (Fetcher.fetched_records, "max_records drained[tp] = records"),
+    ],
+)
+def test_they_are_still_used_the_same_way(function: Any, names: str) -> None:
+    source = "".join(inspect.getsource(function).split())
+    missing = [name for name in names.replace(" =", "=").split() if name not in source]
+    assert not missing, f"{function.__qualname__} no longer has {missing}"
+
+
+def test_a_message_takes_what_we_give_it() -> None:
+    assert "generation_id" in inspect.signature(ConsumerMessage.__init__).parameters
+    message = ConsumerMessage("t", 0, 5, 1.0, 0, (), None, object(), None, 0, 0, None, generation_id=3)
+    assert (message.refcount, message.acked, message.offset) == (0, False, 5)
+
+
+def _annotations(owner: type) -> set[str]:
+    return {name for kind in owner.__mro__ for name in getattr(kind, "__annotations__", {})}

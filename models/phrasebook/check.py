@@ -37,6 +37,13 @@ _OF_GRAMMAR = frozenset(
     " without would you you'd you'll you're you've your yours".split()
 )
 _WORDS = re.compile(r"\{?[a-z][a-z0-9_'-]*\}?")
+# Verbs that would have to agree with a name that may be "Rice" or "Peas".
+_AGREES = re.compile(
+    r"\{(?:product|category)\w*\} (?!this|plus|always|perhaps|besides|across|unless)"
+    r"(?:is|are|was|were|has|have|does|do|isn't|aren't|\w+[^s\W]s)\b"
+    r"|\b(?:is|are|how's|where's) (?:your )?\{(?:product|category)\w*\}",
+    re.I,
+)
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -103,6 +110,8 @@ def _wording(clause: Clause, chapter: Chapter) -> Iterator[tuple[str, str, str]]
             yield clause.id, f"the guard refuses it ({rule}: {verdict})", "say it without, or put the fact into a slot"
     if found := re.search(r"\b(?:an?|the|another|every|each|this) \{(?:product|category)\w*\}", text):
         yield clause.id, f"{found.group()!r}", "names can be plural or a brand: leave the article out"
+    if found := _AGREES.search(text):
+        yield clause.id, f"{found.group()!r} goes with a singular or a plural only", "use may, could or would, or turn the sentence round"
     if clause.move in PARAGRAPH and not re.search(r"[.!?]$", text):
         yield clause.id, "no full stop at its end", "end it as a sentence"
     if "first_name" in clause.slots and not re.match(r"(?:Hi|Hello|Hey) \{first_name\}", text):

@@ -233,10 +233,13 @@ def _patterns(section: str) -> tuple[re.Pattern[str], re.Pattern[str] | None]:
     """The list as one pattern of whole words, and its exceptions as another."""
     name, _, index = section.partition(".")
     entry = _lexicon()[name][int(index)] if index else _lexicon()[name]
-    return _phrases(entry["words"]), _phrases(entry["except"]) if entry.get("except") else None
+    # "hassle-free" claims no price, while "twenty-five" is a number.
+    inside = name in {"claims", "backed"}
+    return _phrases(entry["words"], inside), _phrases(entry["except"], inside) if entry.get("except") else None
 
 
-def _phrases(words: Collection[str]) -> re.Pattern[str]:
+def _phrases(words: Collection[str], hyphens_join: bool) -> re.Pattern[str]:
     longest_first = sorted(words, key=len, reverse=True)
     spaced = (re.escape(word).replace(r"\ ", r"\s+") for word in longest_first)
-    return re.compile(rf"(?<![\w'-])(?:{'|'.join(spaced)})(?![\w-]|'(?!s\b))", re.I)
+    joined = r"\w-" if hyphens_join else r"\w"
+    return re.compile(rf"(?<!['{joined}])(?:{'|'.join(spaced)})(?![{joined}]|'(?!s\b))", re.I)

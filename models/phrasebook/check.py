@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -228,10 +229,12 @@ def _together(a: Clause, b: Clause) -> bool:
     return meet(a.tones, b.tones) and meet(a.goods, b.goods) and not any(pair <= situation for pair in EXCLUSIVE)
 
 
-def _tokens(text: str) -> list[str]:
-    return _WORDS.findall(text.lower().replace("’", "'"))
+@cache
+def _tokens(text: str) -> tuple[str, ...]:
+    return tuple(_WORDS.findall(text.lower().replace("’", "'")))
 
 
+@cache
 def _content(text: str) -> frozenset[str]:
     return frozenset(w for w in _tokens(text) if w not in _OF_GRAMMAR and w[0] != "{")
 
@@ -242,16 +245,18 @@ def _overlap(a: Clause, b: Clause) -> float:
     return len(one & two) / len(one | two) if one | two else 0.0
 
 
+@cache
 def _runs(text: str) -> set[tuple[str, ...]]:
     """Runs of ``PHRASE`` words with at least one that carries meaning."""
     words = _tokens(text)
-    runs = (tuple(words[i : i + PHRASE]) for i in range(len(words) - PHRASE + 1))
+    runs = (words[i : i + PHRASE] for i in range(len(words) - PHRASE + 1))
     return {run for run in runs if any(w not in _OF_GRAMMAR and w[0] != "{" for w in run)}
 
 
+@cache
 def _heads(text: str) -> set[tuple[str, ...]]:
     """The first two words of each sentence."""
-    return {tuple(_tokens(s)[:2]) for s in _SENTENCES.split(text) if len(_tokens(s)) > 1}
+    return {_tokens(s)[:2] for s in _SENTENCES.split(text) if len(_tokens(s)) > 1}
 
 
 def _lines(chapter: Chapter) -> dict[str, int]:

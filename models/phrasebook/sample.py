@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from models.phrasebook.book import EXCLUSIVE, GOODS, OFFER_SLOTS, SITUATIONS, TONES, Book, Clause
 from models.slots import EXAMPLES, fill
@@ -68,23 +68,21 @@ def facts(goods: str) -> dict[str, str]:
 
 def drafts(book: Book, trigger: str, tone: str, n: int, seed: int) -> list[str]:
     """``n`` drafts with their slots open. The same seed gives the same drafts. An empty tone draws one for each mail."""
-    rng = random.Random(seed)
-    made = []
-    for _ in range(n):
-        goods, situation = context(rng)
-        made.append(book.compose(choose(book, trigger, tone or rng.choice(TONES), _slots(book, trigger, rng), goods, situation, rng)))
-    return made
+    return [text for _, text in _composed(book, trigger, tone, n, seed)]
 
 
 def sample(book: Book, trigger: str, tone: str, n: int, seed: int) -> list[str]:
     """``n`` whole mails filled with example facts; arguments as for ``drafts``."""
+    return [fill(text, facts(goods)) for goods, text in _composed(book, trigger, tone, n, seed)]
+
+
+def _composed(book: Book, trigger: str, tone: str, n: int, seed: int) -> Iterator[tuple[str, str]]:
+    """Goods group and draft."""
     rng = random.Random(seed)
-    made = []
     for _ in range(n):
         goods, situation = context(rng)
-        chosen = choose(book, trigger, tone or rng.choice(TONES), _slots(book, trigger, rng), goods, situation, rng)
-        made.append(fill(book.compose(chosen), facts(goods)))
-    return made
+        tone_now = tone or rng.choice(TONES)
+        yield goods, book.compose(choose(book, trigger, tone_now, _slots(book, trigger, rng), goods, situation, rng))
 
 
 def _slots(book: Book, trigger: str, rng: random.Random) -> frozenset[str]:

@@ -42,6 +42,7 @@ def test_no_verdicts_are_no_pass() -> None:
         ("It costs 5 less.", "digits"),
         ("It costs five less.", "digits"),
         ("It holds ½ more.", "digits"),
+        ("It takes twenty-five of them.", "digits"),
         ("Save some dollars.", "money"),
         ("Yours for £ and change.", "money"),
         ("Ten % is yours.", "money"),
@@ -81,7 +82,14 @@ def test_a_bad_sentence_is_refused_by_its_rule(words: str, rule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["Please feel free to look around.", "You may march along.", "No hurry at all.", "I'd say so, and I know."]
+    "words",
+    [
+        "Please feel free to look around.",
+        "You may march along.",
+        "No hurry at all.",
+        "It is a hassle-free thing.",
+        "I'd say so, and I know.",
+    ],
 )
 def test_harmless_neighbours_of_refused_words_pass(words: str) -> None:
     assert passes(verdicts("A quick look at the shelf will tell you.", words))

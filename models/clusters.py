@@ -35,7 +35,8 @@ SAMPLE = 2000  # customers kept for the fresh fit
 WARM = 1000  # customers known before the first fit that lasts
 FIRST = 100  # vectors before a first, provisional one
 REFIT = 2000  # vectors between fresh fits
-GAIN = 0.95  # a fresh fit with less than this share of the error is clearly better
+SOONER = 0.98  # the same before the first fit that lasts
+GAIN = 0.95  # a fit with less than this share of another's error is clearly better
 DRIFT = 1.25  # recent error over long-run error
 SAME = 0.3  # Jaccard below which a cluster is a new one
 
@@ -108,12 +109,12 @@ class ClusterLearner:
         )
         quality = {
             "silhouette": silhouette(scaled, labels, state.seed),
-            "error": float(((scaled - centres[labels]) ** 2).sum(axis=1).mean()),
+            "error": _error(scaled, centres[labels]),
             "refits": float(state.refits),
             "adopted": float(state.adopted),
         }
         return Snapshot(
-            snapshot_id=f"s{epoch:06d}",
+            snapshot_id=snapshot_id(epoch),
             epoch=epoch,
             at=iso(at),
             features=self.features,
@@ -122,7 +123,7 @@ class ClusterLearner:
             clusters=clusters,
             learned=state.learned,
             quality={name: round(value, 6) for name, value in quality.items()},
-            parent=f"s{epoch - 1:06d}" if epoch > 0 else None,
+            parent=snapshot_id(epoch - 1) if epoch > 0 else None,
         )
 
     def to_bytes(self) -> bytes:
@@ -139,6 +140,21 @@ class ClusterLearner:
         made.state = state
         made._names = list(state.sample)
         made._serve(state.centres)
+        return made
+
+    @classmethod
+    def resumed(cls, snapshot: Snapshot, k: int = 5, seed: int = 0) -> ClusterLearner:
+        """Go on from what was published, where the state itself is lost: names and centres stay, the sample begins anew."""
+        made = cls(k, seed, snapshot.features)
+        found = snapshot.clusters
+        made.state.learned = made.state.fitted_at = snapshot.learned
+        made.state.mean, made.state.scale = list(snapshot.mean), list(snapshot.scale)
+        made.state.ids, made.state.parents = [cluster.id for cluster in found], [cluster.parent for cluster in found]
+        made.state.counts = [float(max(1, cluster.size)) for cluster in found]
+        made.state.named = 1 + max(int(name.removeprefix("c")) for cluster in found for name in (cluster.id, cluster.parent) if name)
+        made.state.fitted_on = max(FIRST, min(WARM - 1, sum(cluster.size for cluster in found)))
+        made.state.error_short = made.state.error_long = snapshot.quality.get("error", 1.0)
+        made._serve([list(cluster.centre) for cluster in found])
         return made
 
     # -- online ---------------------------------------------------------------------------------
@@ -194,18 +210,22 @@ class ClusterLearner:
         points = np.clip((raw - mean) / scale, -CLIP, CLIP)
         rng = np.random.default_rng((state.seed, state.learned))
         fresh = _best_of(points, state.k, rng)
-        labels = _nearest(points, fresh)
         state.refits += 1
         state.fitted_at = state.learned
         if state.centres:
             serving = (self._centres() * np.asarray(state.scale) + np.asarray(state.mean) - mean) / scale
             old = _nearest(points, serving)
-            ours, theirs = _error(points, serving[old]), _error(points, fresh[labels])
-            if not (growing or drifted or theirs < GAIN * ours):
+            settled = _lloyd(points, serving)
+            # Shoppers are a continuum: of two fits as good as each other, the one that moves fewer of them wins.
+            if not growing or len(settled) == state.k:
+                better = _loss(points, fresh) < (SOONER if growing else GAIN) * _loss(points, settled)
+                fresh = fresh if better else settled
+            if not (growing or drifted or _loss(points, fresh) < GAIN * _loss(points, serving)):
                 return
-            ids, parents = self._match(old, labels, len(fresh))
+            ids, parents = self._match(old, _nearest(points, fresh), len(fresh))
         else:
             ids, parents = [self._name() for _ in fresh], [None] * len(fresh)
+        labels = _nearest(points, fresh)
         state.ids, state.parents = ids, parents
         state.mean, state.scale = mean.tolist(), scale.tolist()
         state.counts = [float(max(1, n)) for n in np.bincount(labels, minlength=len(fresh))]
@@ -249,12 +269,17 @@ class ClusterLearner:
         return np.asarray([list(centre.values()) for centre in self._river.centers.values()])
 
     def _scaled(self) -> Matrix:
-        raw = np.asarray(list(self.state.sample.values()))
+        raw = np.asarray(list(self.state.sample.values())).reshape(-1, len(self.features))
         return np.clip((raw - np.asarray(self.state.mean)) / np.asarray(self.state.scale), -CLIP, CLIP)
 
     def _raw(self, centre: Matrix) -> dict[str, float]:
         values = centre * np.asarray(self.state.scale) + np.asarray(self.state.mean)
         return {name: round(float(value), 6) for name, value in zip(self.features, values, strict=True)}
+
+
+def snapshot_id(epoch: int) -> str:
+    """The published name of an epoch."""
+    return f"s{epoch:06d}"
 
 
 def assign(snapshot: Snapshot, vector: Sequence[float], current: str | None) -> str:
@@ -294,16 +319,19 @@ def silhouette(points: Matrix, labels: Labels, seed: int = 0, most: int = 400) -
     return float(values.mean())
 
 
-def batch_kmeans(points: Matrix, k: int, rng: np.random.Generator, rounds: int = 50) -> Matrix:
+def batch_kmeans(points: Matrix, k: int, rng: np.random.Generator) -> Matrix:
     """One k-means++ start and Lloyd's iterations: centres (k or, of fewer distinct points, as many; d)."""
-    centres = _plus_plus(points, k, rng)
+    return _lloyd(points, _plus_plus(points, k, rng))
+
+
+def _lloyd(points: Matrix, centres: Matrix, rounds: int = 50) -> Matrix:
     for _ in range(rounds):
         labels = _nearest(points, centres)
         moved = np.stack([points[labels == j].mean(axis=0) if (labels == j).any() else centres[j] for j in range(len(centres))])
         if np.allclose(moved, centres, atol=1e-7):
             break
         centres = moved
-    return centres
+    return np.clip(centres, -CLIP, CLIP)
 
 
 def _plus_plus(points: Matrix, k: int, rng: np.random.Generator) -> Matrix:
@@ -317,15 +345,19 @@ def _plus_plus(points: Matrix, k: int, rng: np.random.Generator) -> Matrix:
 
 def _best_of(points: Matrix, k: int, rng: np.random.Generator) -> Matrix:
     tried = [batch_kmeans(points, k, rng) for _ in range(STARTS)]
-    return min(tried, key=lambda centres: _error(points, centres[_nearest(points, centres)]))
+    return min(tried, key=lambda centres: _loss(points, centres))
 
 
 def _nearest(points: Matrix, centres: Matrix) -> Labels:
     return np.asarray(((points[:, None, :] - centres[None, :, :]) ** 2).sum(axis=2).argmin(axis=1))
 
 
+def _loss(points: Matrix, centres: Matrix) -> float:
+    return _error(points, centres[_nearest(points, centres)])
+
+
 def _error(points: Matrix, centres: Matrix) -> float:
-    return float(((points - centres) ** 2).sum(axis=1).mean())
+    return float(((points - centres) ** 2).sum(axis=1).mean()) if len(points) else 0.0
 
 
 def _standard(vector: Sequence[float], mean: Sequence[float], scale: Sequence[float]) -> list[float]:

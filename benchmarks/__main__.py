@@ -1,0 +1,73 @@
+"""``python -m benchmarks``: run what is registered, print one table, keep ``<home>/bench.json``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import pkgutil
+import platform
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import benchmarks
+from benchmarks import REGISTRY, Row
+
+
+def main(arguments: list[str] | None = None) -> int:
+    for module in pkgutil.iter_modules(benchmarks.__path__):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"benchmarks.{module.name}")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure Mailtide against its peers.")
+    parser.add_argument("--only", action="append", metavar="NAME", choices=sorted(REGISTRY), help=f"one of: {', '.join(sorted(REGISTRY))}")
+    parser.add_argument("--home", type=Path, default=Path(".mailtide/bench"), help="folder for what is made on the way, and for bench.json")
+    parser.add_argument("--runs", type=int, default=3, help="how often a timing is repeated")
+    chosen = parser.parse_args(arguments)
+    chosen.home.mkdir(parents=True, exist_ok=True)
+    console, rows, failed = Console(), [], []
+    for name in chosen.only or sorted(REGISTRY):
+        console.print(f"[dim]{name} …")
+        started = time.perf_counter()
+        try:
+            rows += REGISTRY[name](chosen.home, chosen.runs)
+        except Exception as error:  # the others still count
+            failed.append(name)
+            console.print(f"[red]{name} failed: {type(error).__name__}: {error}")
+        console.print(f"[dim]{name}: {time.perf_counter() - started:.1f} s")
+    console.print(table(rows))
+    keep(chosen.home / "bench.json", rows)
+    return 1 if failed else 0
+
+
+def table(rows: list[Row]) -> Table:
+    """All rows as one table; the ratio says how many times better ours is."""
+    made = Table(title="Mailtide against its peers")
+    for column in ("name", "ours", "peer", "unit", "ratio", "runs", "against", "note"):
+        made.add_column(column, justify="right" if column in ("ours", "peer", "ratio", "runs") else "left")
+    for row in rows:
+        peer = "-" if row.peer is None else f"{row.peer:,.4g}"
+        ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
+        made.add_row(row.name, f"{row.ours:,.4g}", peer, row.unit, ratio, str(row.runs), row.against, row.note)
+    return made
+
+
+def keep(path: Path, rows: list[Row]) -> None:
+    """Newest row of each name stays, so that ``--only`` adds to earlier runs."""
+    known = {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    machine = {"python": platform.python_version(), "cores": os.cpu_count(), "machine": platform.machine()}
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    for row in rows:
+        known[row.name] = asdict(row) | {"ratio": row.ratio, "at": at, "on": machine}
+    spare = path.with_suffix(".tmp")
+    spare.write_text(json.dumps({"rows": list(known.values())}, indent=1))
+    spare.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,8 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from aiokafka.errors import KafkaError
+
 from schemas.config import Settings
-from schemas.errors import KafkaUnavailable, StoreError
+from schemas.errors import KafkaUnavailable, StoreError, TopicMismatch
 from schemas.events import Event
 from schemas.mail import Gone, encode
 from schemas.topics import CLUSTERS, CUSTOMERS, DEAD_LETTERS, EVENTS, FEEDBACK, GATE, INTENTS, ITEMS, RHYTHM, VECTORS
@@ -68,8 +70,14 @@ class Intake:
         kafka = self.settings.kafka
         self.profiles = await asyncio.to_thread(Profiles.open, self.settings)
         self.producer = await producer(kafka)
-        partitions = await self.producer.partitions_for(self.topic[EVENTS])
-        dead = await self.producer.partitions_for(self.topic[DEAD_LETTERS])
+        try:
+            partitions = await self.producer.partitions_for(self.topic[EVENTS])
+            dead = await self.producer.partitions_for(self.topic[DEAD_LETTERS])
+        except KafkaError as error:
+            await self.producer.stop()
+            raise TopicMismatch(
+                f"topic {self.topic[EVENTS]} or {self.topic[DEAD_LETTERS]} can't be read ({error}): run 'mailtide topics create'"
+            ) from error
         self.places = Places(self.topic[EVENTS], self.topic[DEAD_LETTERS], len(partitions), len(dead))
         self.app = BatchApp(GROUP, kafka, [self.topic[EVENTS]], self.handle, on_assigned=self.assigned, on_revoked=self.revoked)
 

@@ -56,14 +56,17 @@ def tally(settings: Settings, *, proves: bool) -> Tally:
     if not proves:
         found.unproven.append("counts: intake has not read all events, or the oldest are gone")
         return found
-    from models.passes import describe
-
     states = {record.key: (record.partition, record.value) for record in records(settings.kafka, CUSTOMERS)}
     for customer, seen in customers.items():
         number, state = states.get(customer.encode(), (partition_of(customer, count), None))
-        counts = describe(state, wall).get("counts", {}) if state is not None else {}
-        have = sum(int(value) for value in counts.values())
+        have = _counted(state, wall) if state is not None else 0
         found.compared += 1
         if not seen.least <= have <= seen.most:
             found.wrong.append((number, f"customer {customer}: the state counts {have} events, there are {seen.least} to {seen.most}"))
     return found
+
+
+def _counted(state: bytes, wall: float) -> int:
+    from models.passes import describe
+
+    return sum(int(count) for count in describe(state, wall).get("counts", {}).values())

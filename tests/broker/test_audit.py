@@ -1,0 +1,207 @@
+"""The audit finds each kind of breach, and none where there is none."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+import pytest
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+
+from mailtide.audit import audit, personal
+from mailtide.reading import partition_of
+from schemas.config import Settings, Trigger, kafka_python_options
+from schemas.mail import Claim, Delivery, Draft, Facts, Gone, Intent, Source, Standing, encode, intent_id, iso
+from schemas.topics import CLAIMS, DELIVERIES, DRAFTS, EVENTS, EXAMPLES, FEEDBACK, GATE, INTENTS
+
+pytestmark = pytest.mark.broker
+
+
+class Story:
+    """Writes what stages would."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.kafka = settings.kafka
+        self.out = KafkaProducer(**kafka_python_options(settings.kafka), linger_ms=0)
+
+    def put(self, topic: str, customer: str, record: msgspec.Struct | bytes, key: str = "", headers: Any = ()) -> None:
+        value = record if isinstance(record, bytes) else encode(record)
+        number = partition_of(customer, 2)
+        self.out.send(self.kafka.topic(topic), value, (key or customer).encode(), list(headers), number).get(10)
+
+    def intent(self, customer: str, trigger: str = "welcome") -> Intent:
+        now = iso(time.time())
+        made = Intent(intent_id(customer, trigger, "1"), customer, trigger, "1", now, now, "c0", Facts(), Source("e", 0, 0), now)
+        self.put(INTENTS, customer, made)
+        return made
+
+    def claim(self, intent: Intent, withdrawn: bool = False) -> None:
+        draft = Draft(intent, "Hi {first_name}", "template", "guided", "base", 1)
+        self.put(CLAIMS, intent.customer, Claim(intent.intent_id, intent.customer, intent.trigger, intent.due, draft, withdrawn))
+
+    def end(self, intent: Intent, status: Any = "sent", reason: str | None = None) -> None:
+        mail = f"<{intent.intent_id}@shop.example.com>"
+        of = (
+            intent.intent_id,
+            intent.customer,
+            intent.trigger,
+            "c0",
+            "base",
+            "template",
+            "guided",
+            status,
+            mail,
+            intent.due,
+            "",
+            intent.due,
+        )
+        self.put(DELIVERIES, intent.customer, Delivery(*of, reason))  # type: ignore[arg-type]
+
+    def sent(self, customer: str, trigger: str = "welcome", **standing: Any) -> Intent:
+        self.put(GATE, customer, Standing(customer, **{"consent": True, "address": True} | standing))
+        made = self.intent(customer, trigger)
+        self.claim(made)
+        self.end(made)
+        return made
+
+    def close(self) -> None:
+        self.out.close()
+
+    def read_all(self) -> None:
+        """As if every stage had committed the end of what it reads."""
+        for group, topic in (("mailtide-intake", EVENTS), ("mailtide-writer", INTENTS), ("mailtide-sender", DRAFTS)):
+            consumer = KafkaConsumer(**kafka_python_options(self.kafka), group_id=self.kafka.prefix + group, enable_auto_commit=False)
+            places = [TopicPartition(self.kafka.topic(topic), number) for number in range(2)]
+            consumer.assign(places)
+            consumer.seek_to_end(*places)
+            for place in places:
+                consumer.position(place)
+            consumer.commit()
+            consumer.close()
+
+
+@pytest.fixture
+def story(settings: Settings) -> Any:
+    made = Story(settings)
+    yield made
+    made.close()
+
+
+def kinds(settings: Settings) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for breach in audit(settings).breaches:
+        found.setdefault(breach.kind, []).append(breach.intent)
+    return found
+
+
+def test_empty_topics_break_nothing(settings: Settings) -> None:
+    report = audit(settings)
+    assert report.breaches == []
+    assert (report.intents, report.open, report.events) == (0, 0, 0)
+
+
+def test_a_clean_run(settings: Settings, story: Story) -> None:
+    story.sent("ada")
+    bea = story.intent("bea")
+    story.end(bea, "suppressed", "no_consent")
+    story.put(INTENTS, "ada", story.intent("ada"))  # a crash repeats intents
+    tries = story.intent("cleo")
+    story.put(GATE, "cleo", Standing("cleo", True, True))
+    story.claim(tries)
+    story.claim(tries, withdrawn=True)
+    story.claim(tries)
+    story.end(tries, "unknown")
+    story.read_all()
+    report = audit(settings)
+    assert report.breaches == []
+    assert report.intents == 3
+    assert report.repeated == 2
+    assert report.outcomes == {"sent": 1, "no_consent": 1, "unknown": 1}
+    assert report.lag == {"mailtide-intake": 0, "mailtide-writer": 0, "mailtide-sender": 0}
+    assert msgspec.json.decode(msgspec.json.encode(report))["breaches"] == []
+
+
+def test_what_waits_is_open_and_what_is_lost_is_a_breach(settings: Settings, story: Story) -> None:
+    lost = story.intent("ada")
+    report = audit(settings)
+    assert (report.open, report.breaches) == (1, [])
+    assert report.lag["mailtide-writer"] == 1
+    story.read_all()
+    report = audit(settings)
+    assert report.open == 0
+    assert [(breach.kind, breach.intent) for breach in report.breaches] == [("no_outcome", lost.intent_id)]
+    assert report.breaches[0].place.startswith(f"{INTENTS}/{partition_of('ada', 2)}/")
+
+
+def test_each_breach_is_named(settings: Settings, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mailtide.audit.CROSSING_SECONDS", -60.0)  # records of one second count as in order
+    twice = story.sent("ada")
+    story.end(twice)
+    two_ends = story.sent("bea")
+    story.end(two_ends, "suppressed", "expired")
+    unclaimed = story.intent("cleo")
+    story.end(unclaimed)
+    withdrawn = story.intent("dora")
+    story.claim(withdrawn, withdrawn=True)
+    story.end(withdrawn)
+    orphan = intent_id("eve", "welcome", "1")
+    now = iso(time.time())
+    story.end(Intent(orphan, "eve", "welcome", "1", now, now, "c0", Facts(), Source("e", 0, 0), now), "failed")
+    left = story.sent("fay", unsubscribed=True)
+    never_said_yes = story.sent("gus", consent=False)
+    untold = story.intent("hal")
+    story.claim(untold)
+    story.end(untold)
+    went = story.intent("ida")
+    story.put(GATE, "ida", Gone("ida", went.intent_id, "ordered"), went.intent_id)
+    story.put(GATE, "ida", Standing("ida", True, True))
+    story.claim(went)
+    story.end(went)
+    story.put(GATE, "ida", b"{broken")
+    story.put(EXAMPLES, "x", b'{"text":"write to maria@customers.example.com"}')
+    story.put(FEEDBACK, "x", b'{"firstName":"Maria"}')
+    found = {kind: sorted(intents) for kind, intents in kinds(settings).items()}
+    found.pop("claimed_after_outcome", None)  # of the bent clock
+    assert found == {
+        "sent_twice": [twice.intent_id],
+        "several_outcomes": [two_ends.intent_id],
+        "sent_without_claim": sorted([unclaimed.intent_id, withdrawn.intent_id]),
+        "outcome_without_intent": [orphan],
+        "sent_after_unsubscribe": [left.intent_id],
+        "sent_without_consent": sorted([never_said_yes.intent_id, untold.intent_id]),
+        "sent_after_condition_went": [went.intent_id],
+        "unreadable": [""],
+        "personal_data": ["", ""],
+    }
+
+
+def test_a_refusal_that_came_after_the_claim_is_none(settings: Settings, story: Story) -> None:
+    sent = story.sent("ada")
+    story.put(GATE, "ada", Standing("ada", consent=False, address=True, unsubscribed=True))
+    story.put(GATE, "ada", Gone("ada", sent.intent_id, "ordered"), sent.intent_id)
+    assert kinds(settings) == {}
+
+
+def test_service_mail_needs_no_consent(settings: Settings, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mailtide.audit.CROSSING_SECONDS", -60.0)
+    story.sent("ada", "complaint_care", consent=False, unsubscribed=True)
+    care = msgspec.structs.replace(settings, trigger=(Trigger("complaint_care", on="Support Ticket Opened", marketing=False),))
+    assert "sent_without_consent" not in kinds(care)
+    assert "sent_after_unsubscribe" in kinds(settings)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        (b"c-1", b'{"a":"maria@customers.example.com"}', "an email address"),
+        (b"c-1", b"\x92\xa0maria@customers.example.com\x00", "an email address"),
+        (b"maria@customers.example.com", b'{"customer":"maria@customers.example.com"}', ""),
+        (b"c-1", b'{"message_id":"<' + b"0a" * 16 + b'@shop.example.com>"}', ""),
+        (b"c-1", b'{"traits":{"birthday": "1990-01-01"}}', "a profile's field"),
+        (b"c-1", b'{"text":"Hi {first_name}, see {cta_link}","slots":["first_name"]}', ""),
+        (b"c-1", b"", ""),
+    ],
+)
+def test_personal_data(key: bytes, value: bytes, says: str) -> None:
+    assert personal(key, value) == says

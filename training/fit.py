@@ -121,14 +121,14 @@ def fit(
     """Fit one adapter; stops early when the held-out loss no longer falls, and keeps the best step's weights.
 
     Adversarial training is FGM on the embeddings (Miyato et al. 2017, arXiv
-    1605.07725); the KL term keeps the policy near the one that serves.
+    1605.07725); the KL term keeps the policy near the base's, so that refits can't drift without end.
     """
     torch.manual_seed(recipe.seed)
     order = np.random.default_rng(recipe.seed)
     model: PeftModel = with_adapter(base, recipe.rank, serving)
     train, check = code(tokenizer, learn, eos), code(tokenizer, held_out, eos)
     before = losses(model, check)
-    reference = _reference(model, train, recipe) if recipe.kl else {}
+    reference: dict[int, float] = {}
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe.steps))
@@ -137,7 +137,9 @@ def fit(
     for step in range(1, recipe.steps + 1):
         model.train()
         picked = order.choice(len(train), size=min(recipe.batch, len(train)), replace=False)
-        loss = _step(model, [train[n] for n in picked], [reference.get(int(n)) for n in picked], recipe)
+        if recipe.kl:
+            _refer(model, train, picked.tolist(), reference, recipe)
+        loss = _step(model, [train[n] for n in picked], [reference.get(n) for n in picked.tolist()], recipe)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -194,9 +196,13 @@ def _row_losses(logits: torch.Tensor, ids: torch.Tensor, target: torch.Tensor) -
     return total / wanted.sum(1).clamp(min=1)
 
 
-def _reference(model: Any, train: Sequence[Coded], recipe: Recipe) -> dict[int, float]:
-    """Loss of each example under the serving policy, once: the KL term is estimated on the examples' own tokens."""
-    return dict(enumerate(losses(model, train, recipe.batch)))
+def _refer(model: Any, train: Sequence[Coded], picked: Sequence[int], known: dict[int, float], recipe: Recipe) -> None:
+    """The frozen base's loss of each picked example, taken once: the KL term is estimated on the examples' own tokens."""
+    missing = [n for n in picked if n not in known]
+    if missing:
+        with model.disable_adapter():
+            known.update(zip(missing, losses(model, [train[n] for n in missing], recipe.batch), strict=True))
+        model.train()
 
 
 def _step(model: Any, part: Sequence[Coded], reference: Sequence[float | None], recipe: Recipe) -> float:

@@ -19,13 +19,13 @@ from safetensors.torch import save as save_tensors
 from tokenizers import Tokenizer
 from torch.utils.tensorboard import SummaryWriter
 
-from models.writer.base import load_base as read_base
+from models.writer import base as writer_base
 from schemas.config import Settings
 from schemas.errors import ArtifactError
 from schemas.mail import iso
 from schemas.release import Release
 from training import artifacts, releases
-from training.evaluate import sampled, scored
+from training.evaluate import SCORED, Judge
 from training.examples import Row, follow, rows
 from training.fit import Recipe, fit, load_base, split
 from training.gate import Judgement, judge
@@ -48,6 +48,7 @@ class Bench:
     tokenizer: Tokenizer
     eos: int
     sha256: str
+    judge: Judge
 
 
 class Trainer:
@@ -57,6 +58,7 @@ class Trainer:
         self.settings, self.halt = settings, halt
         self.folder = Path(settings.home).resolve() / "training"
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.threads = max(1, (os.cpu_count() or 2) // 2)  # the other half writes mail
         self.learned: dict[str, int] = self._read_progress()
 
     def run(self, poll: float = 2.0, most: int | None = None) -> None:
@@ -124,7 +126,7 @@ class Trainer:
             kl=training.kl,
             epsilon=training.epsilon,
             seed=len(found),
-            threads=max(1, (os.cpu_count() or 2) // 2),
+            threads=self.threads,
         )
         board = SummaryWriter(str(self.folder / "tensorboard" / cluster))
         started = time.monotonic()
@@ -140,15 +142,16 @@ class Trainer:
             board.close()
         metadata = {"base_sha256": base.sha256, "rank": str(recipe.rank), "alpha": str(2 * recipe.rank), "cluster": cluster}
         data = save_tensors({name: tensor.contiguous() for name, tensor in fitted.tensors.items()}, metadata)
-        guard_pass, distinct = sampled(self.settings, data, held_out)
-        serving_guard, _ = sampled(self.settings, serving, held_out)
+        guard_pass, distinct = base.judge.sample(data, held_out)
+        serving_guard, _ = base.judge.sample(serving, held_out)
+        in_graph, in_torch = base.judge.losses(data, held_out), fitted.after[:SCORED]
         judged = judge(
             held_out=(fitted.before, fitted.after),
             replayed=None,
             guard_pass=guard_pass,
             serving_guard_pass=serving_guard,
             distinct=distinct,
-            parity=scored(self.settings, data, held_out) - sum(fitted.after) / max(1, len(fitted.after)),
+            parity=sum(in_graph) / len(in_graph) - sum(in_torch) / len(in_torch),
             finite=all(bool(torch.isfinite(tensor).all()) for tensor in fitted.tensors.values()),
         )
         seconds = time.monotonic() - started
@@ -193,12 +196,15 @@ class Trainer:
         return random.Random(cluster).sample(older, count)
 
     def _bench(self) -> Bench:
-        base = read_base(self.settings.writer.base_model)
-        folder = self.folder / f"base-{base.sha256[:12]}"
+        path = writer_base.locate(self.settings.writer.base_model)
+        sha256 = writer_base.fingerprint(path)
+        folder = self.folder / f"base-{sha256[:12]}"
         if not (folder / "config.json").exists():
-            base.export_hf(folder)
-        threads = max(1, (os.cpu_count() or 2) // 2)
-        return Bench(load_base(folder, threads), Tokenizer.from_file(str(folder / "tokenizer.json")), base.eos, base.sha256)
+            writer_base.export_hf(writer_base.load(path), folder)
+        judge = Judge(self.settings, self.threads)
+        return Bench(
+            load_base(folder, self.threads), Tokenizer.from_file(str(folder / "tokenizer.json")), judge.model.shape.eos, sha256, judge
+        )
 
     def _record(self, cluster: str, judged: Judgement, examples: int, steps: int, seconds: float) -> None:
         line = {"at": iso(time.time()), "cluster": cluster, "examples": examples, "steps": steps, "seconds": round(seconds, 1)}

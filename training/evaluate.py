@@ -1,0 +1,119 @@
+"""The very file that would be published, in the very graph that would serve it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.guard import check, passes
+from models.phrasebook.book import Book
+from models.slots import ALWAYS, slots_in
+from models.writer import adapters, base, graph
+from models.writer.automaton import Guided, Written
+from models.writer.engine import Engine, Model, Request
+from schemas.config import Settings
+from training.examples import Row
+
+MAILS = 16  # sampled for the guard and for variety
+SCORED = 8  # rows whose loss is compared between torch and the graph
+
+
+@dataclass
+class Forced:
+    """A walk that writes a given text and adds up its negative log-likelihood (nats)."""
+
+    ids: Sequence[int]
+    vocabulary: int
+    nll: float = 0.0
+    finished: bool = False
+    whole: bool = False
+    wants: NDArray[np.int64] = field(init=False)
+    at: int = 0
+
+    def __post_init__(self) -> None:
+        self.wants = np.arange(self.vocabulary)
+
+    def start(self) -> list[int]:
+        """Nothing is given."""
+        return []
+
+    def take(self, ids: NDArray[np.int64], logits: NDArray[np.float32]) -> list[int]:
+        """Account for the next token of the text, and feed it."""
+        wide = logits.astype(np.float64)
+        peak = wide.max()
+        self.nll += float(np.log(np.exp(wide - peak).sum()) + peak - wide[self.ids[self.at]])
+        self.at += 1
+        self.finished = self.at == len(self.ids)
+        return [] if self.finished else [int(self.ids[self.at - 1])]
+
+    def written(self) -> Written:
+        """The mean loss a token is the score."""
+        return Written("", (), self.nll / len(self.ids), 0.0, len(self.ids))
+
+
+class Judge:
+    """The writer's graph, opened once for the figures of one round. ``threads``: as few as the trainer's."""
+
+    def __init__(self, settings: Settings, threads: int) -> None:
+        path = base.locate(settings.writer.base_model)
+        self.model = Model(graph.prepare(path, Path(settings.home), rank=settings.training.rank), threads)
+        self.book = Book.load()
+
+    def losses(self, adapter: bytes | None, rows: Sequence[Row]) -> list[float]:
+        """Mean nats a token of each of the first rows' texts, as the graph reads them."""
+        tokenizer, eos = self.model.tokenizer, self.model.shape.eos
+        requests = []
+        for row in rows[:SCORED]:
+            prompt = tokenizer.encode(row.prompt, add_special_tokens=False).ids
+            text = [*tokenizer.encode(row.text, add_special_tokens=False).ids, eos]
+            requests.append((prompt, text))
+        with self._adapter(adapter) as loaded, self._engine() as engine:
+            futures = [
+                engine.submit(Request(prompt, lambda text=text: Forced(text, self.model.shape.vocab), loaded))  # type: ignore[misc]
+                for prompt, text in requests
+            ]
+            return [future.result().score for future in futures]
+
+    def sample(self, adapter: bytes | None, rows: Sequence[Row]) -> tuple[float, float]:
+        """Share of sampled mails that the guard passes, and share of them that differ, in the rows' own contexts."""
+        texts = []
+        with self._adapter(adapter) as loaded, self._engine() as engine:
+            futures = []
+            for number in range(MAILS):
+                row = rows[number % len(rows)]
+                slots = frozenset(slots_in(row.text)) | ALWAYS
+                prompt = self.model.tokenizer.encode(row.prompt, add_special_tokens=False).ids
+
+                def walk(row: Row = row, slots: frozenset[str] = slots, seed: int = number) -> Guided:
+                    return Guided(self.model.words, self.book, row.trigger, row.tone, slots, "general", (), seed=seed, explore=0.0)
+
+                futures.append((engine.submit(Request(prompt, walk, loaded)), slots, row.trigger))
+            texts = [(future.result().text, slots, trigger) for future, slots, trigger in futures]
+        good = sum(passes(check(text, slots, trigger)) for text, slots, trigger in texts)
+        return good / len(texts), len({text for text, _, _ in texts}) / len(texts)
+
+    @contextmanager
+    def _adapter(self, data: bytes | None) -> Iterator[adapters.Adapter | None]:
+        if data is None:
+            yield None
+            return
+        with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+            file.write(data)
+            file.flush()
+            digest = hashlib.sha256(data).hexdigest()
+            yield adapters.read(Path(file.name), self.model.shape, self.model.base_sha256, self.model.rank, digest)
+
+    @contextmanager
+    def _engine(self) -> Iterator[Engine]:
+        engine = Engine(self.model, rows=4)
+        try:
+            yield engine
+        finally:
+            engine.close()

@@ -147,7 +147,8 @@ class Cache:
         """Feed one token to every active row; ``hidden`` f32[rows,width], of use for active rows."""
         if (self.length[active] >= self.model.max_len).any():
             raise ModelError(f"a mail and its prompt are longer than {self.model.max_len} tokens: shorten the clauses, or take fewer")
-        at = np.where(active, self.length, 0).astype(np.int32)
+        # A row that rests is fed a token too, but beyond its end, where the next real one overwrites it.
+        at = np.minimum(self.length, self.model.max_len - 1).astype(np.int32)
         out = self._run(0, self.rows, tokens.reshape(-1, 1), at)
         self.length += active
         return out
@@ -206,6 +207,11 @@ class Engine:
             heapq.heappush(self._queue, (request.priority, next(self._order), request, future))
             self._wake.notify()
         return future
+
+    @property
+    def rows(self) -> int:
+        """Mails written at once."""
+        return len(self._rows)
 
     @property
     def queued(self) -> int:
@@ -324,6 +330,7 @@ class Engine:
             row.pending = list(walk.take(ids, logits))
         if walk.finished:
             self._rows[index] = None
+            self._cache.length[index] = 0
             written = walk.written()
             self.counters.tokens += written.tokens
             self.counters.mails += 1

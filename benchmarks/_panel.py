@@ -15,11 +15,15 @@ LEFT_OUT = ("FUEL", "MISCELLANEOUS", "COUPON/MISC ITEMS")
 
 @dataclass(frozen=True)
 class Panel:
-    """``visits`` (households, days) bool; ``spent`` the same shape; ``bought`` rows of (household, day, category), each once."""
+    """``visits`` (households, days) bool; ``spent`` the same shape; ``bought`` rows of (household, day, category), each once.
+
+    ``lines``: one row a line bought: household, day, category (-1: left out), value, own brand (0 or 1), coupon (0 or 1).
+    """
 
     visits: np.ndarray
     spent: np.ndarray
     bought: np.ndarray
+    lines: np.ndarray
     categories: list[str]
 
 
@@ -39,8 +43,11 @@ def panel() -> Panel:
     np.add.at(spent, (household[keep], day[keep]), lines["sales_value"].to_numpy()[keep])
     kinds = products.drop_duplicates("product_id").set_index("product_id")
     kinds = kinds[~kinds["department"].isin(LEFT_OUT) & kinds["product_category"].notna()]
-    category = lines["product_id"].map(kinds["product_category"])
-    chosen = category.notna().to_numpy() & keep
-    place, names = pd.factorize(category[chosen], sort=True)
-    bought = np.unique(np.column_stack([household[chosen], day[chosen], place]), axis=0)
-    return Panel(visits, spent, bought, list(names))
+    category, names = pd.factorize(lines["product_id"].map(kinds["product_category"]), sort=True)
+    chosen = (category >= 0) & keep
+    bought = np.unique(np.column_stack([household[chosen], day[chosen], category[chosen]]), axis=0)
+    brand = products.drop_duplicates("product_id").set_index("product_id")["brand"]
+    own = (lines["product_id"].map(brand) == "Private").to_numpy(float)
+    coupon = ((lines["coupon_disc"] > 0) | (lines["coupon_match_disc"] > 0)).to_numpy(float)
+    rows = np.column_stack([household, day, category, lines["sales_value"].to_numpy(), own, coupon])[keep]
+    return Panel(visits, spent, bought, rows, list(names))

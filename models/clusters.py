@@ -2,10 +2,11 @@
 
 Method (measured in docs/relevance.md): vectors are standardised and clipped at
 3; centres begin as the best of five k-means++ starts and then move by
-1/min(n, 400) towards each vector. A sample of customers, kept beside them, is
-clustered afresh now and then; that fit is adopted where it is clearly better or
-where customers have drifted, and its clusters take over the names of the old
-ones that they overlap most (Hungarian matching, Jaccard of the sample).
+1/min(n, 400) towards each vector. Now and then the centres settle on a sample
+of customers that is kept beside them, and the sample is clustered afresh too;
+that fit is adopted where it is clearly better or where customers have drifted.
+Clusters then take over the names of the old ones that they overlap most
+(Hungarian matching, Jaccard of the sample).
 Clusters are for words, tone and reports; predicting is the business of
 ``models.rhythm`` and ``models.replenishment``.
 """
@@ -217,11 +218,9 @@ class ClusterLearner:
             old = _nearest(points, serving)
             settled = _lloyd(points, serving)
             # Shoppers are a continuum: of two fits as good as each other, the one that moves fewer of them wins.
-            if not growing or len(settled) == state.k:
-                better = _loss(points, fresh) < (SOONER if growing else GAIN) * _loss(points, settled)
-                fresh = fresh if better else settled
-            if not (growing or drifted or _loss(points, fresh) < GAIN * _loss(points, serving)):
-                return
+            gain = 1.0 if drifted else SOONER if growing else GAIN
+            if len(settled) == state.k and _loss(points, fresh) >= gain * _loss(points, settled):
+                fresh = settled
             ids, parents = self._match(old, _nearest(points, fresh), len(fresh))
         else:
             ids, parents = [self._name() for _ in fresh], [None] * len(fresh)

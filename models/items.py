@@ -20,7 +20,8 @@ from schemas.learning import ItemsSnapshot
 SHRINK = 10.0  # in the cosine's denominator: few shared customers prove little
 NEIGHBOURS = 20  # published for each item
 WIDEST = 512  # neighbours remembered for each item; beyond it the weaker half is forgotten
-MOST = 1500  # items published, the most bought first; keeps the record under the broker's limit
+MOST = 1500  # items published, the most bought first
+LARGEST = 1_500_000  # bytes of the published record; the broker takes two million
 PRODUCT_HALF_LIFE = 60 * DAY  # seconds
 PRODUCTS = 64  # remembered for each item
 POPULARITY = 0.01  # of the score: it breaks ties, and fills up where there are no neighbours
@@ -33,7 +34,7 @@ class Item(msgspec.Struct, array_like=True):
     purchases: int = 0
     first_seen: float = 0.0
     shared: dict[str, int] = {}  # neighbour -> customers of both
-    products: dict[str, tuple[float, float]] = {}  # product -> (decayed count, as of, s)
+    products: dict[str, tuple[float, float, str]] = {}  # product id -> (decayed count, as of (s), the product as last bought)
 
 
 class Learned(msgspec.Struct):
@@ -62,7 +63,8 @@ class ItemsLearner:
 
         ``new``: items never bought before; ``owned``: items bought before this
         basket; ``products``: what was bought of each item; ``at`` and the
-        customer's ``first_seen`` in seconds.
+        customer's ``first_seen`` in seconds. A product is JSON of
+        ``schemas.mail.Product``, so that the newest price goes with it.
         """
         state = self.state
         state.baskets += 1
@@ -80,8 +82,9 @@ class ItemsLearner:
             item = self._item(name)
             item.purchases += 1
             for product in bought:
-                count, since = item.products.get(product, (0.0, at))
-                item.products[product] = (_decay(count, at - since) + 1.0, max(at, since))
+                key = _product_id(product)
+                count, since, _ = item.products.get(key, (0.0, at, product))
+                item.products[key] = (_decay(count, at - since) + 1.0, max(at, since), product)
             if len(item.products) > PRODUCTS:
                 kept = heapq.nlargest(PRODUCTS // 2, item.products.items(), key=lambda pair: (_decay(pair[1][0], at - pair[1][1]), pair[0]))
                 item.products = dict(kept)
@@ -92,6 +95,13 @@ class ItemsLearner:
         if not state.items:
             return None
         bought = heapq.nlargest(MOST, ((item.customers, name) for name, item in state.items.items() if item.customers))
+        made = self._published(epoch, bought)
+        while len(msgspec.json.encode(made)) > LARGEST:  # long names
+            bought = bought[: len(bought) // 2]
+            made = self._published(epoch, bought)
+        return made
+
+    def _published(self, epoch: int, bought: list[tuple[int, str]]) -> ItemsSnapshot:
         names = [name for _, name in bought]
         most = bought[0][0] if bought else 1
         return ItemsSnapshot(
@@ -100,7 +110,7 @@ class ItemsLearner:
             popularity={name: round(count / most, 6) for count, name in bought},
             favourites={name: favourite for name in names if (favourite := self.favourite(name))},
             prior_gap={name: gap for name in names if (gap := self.prior_gap(name)) is not None},
-            learned=state.baskets,
+            learned=self.state.baskets,
         )
 
     def neighbours(self, name: str) -> list[tuple[str, float]]:
@@ -115,10 +125,10 @@ class ItemsLearner:
         return [(other, round(score, 6)) for score, other in heapq.nlargest(NEIGHBOURS, scored)]
 
     def favourite(self, name: str) -> str:
-        """The product bought most of late, "" where none is known."""
-        found = self.state.items[name].products.items()
-        latest = self.state.latest
-        return max(found, key=lambda pair: (_decay(pair[1][0], latest - pair[1][1]), pair[0]), default=("", 0))[0]
+        """The product bought most of late, as it was last bought; "" where none is known."""
+        found, latest = self.state.items[name].products.items(), self.state.latest
+        best = max(found, key=lambda pair: (_decay(pair[1][0], latest - pair[1][1]), pair[0]), default=None)
+        return best[1][2] if best else ""
 
     def prior_gap(self, name: str) -> float | None:
         """Mean days between purchases over all who ever bought the item; None where nobody did."""
@@ -165,6 +175,17 @@ def recommend(snapshot: ItemsSnapshot, owned: Mapping[str, float], k: int) -> li
             if other in scores:
                 scores[other] += weight * similarity
     return [(name, score) for score, name in heapq.nlargest(k, ((score, name) for name, score in scores.items()))]
+
+
+class _Named(msgspec.Struct):
+    product_id: str
+
+
+def _product_id(product: str) -> str:
+    try:
+        return msgspec.json.decode(product, type=_Named).product_id or product
+    except msgspec.DecodeError:
+        return product
 
 
 def _decay(count: float, seconds: float) -> float:

@@ -99,11 +99,12 @@ class RhythmLearner:
     def learn(self, features: Sequence[float], labels: Sequence[bool | None]) -> bool:
         """One row: what stood at the decision, and whether a visit followed within each horizon (None: not known).
 
-        Returns whether it was learned: a row of another width than the first, or with a number that is not finite, is not.
+        Returns whether it was learned: a row with a number that is not finite is not. A row of another width means that the
+        features were changed: what was learned of the old ones says nothing of these, so learning begins anew.
         """
-        if not all(map(math.isfinite, features)) or (self._horizons and len(features) != self._horizons[0].width):
+        if not all(map(math.isfinite, features)):
             return False
-        if not self._horizons:
+        if not self._horizons or len(features) != self._horizons[0].width:
             self._horizons = [_Horizon(len(features)) for _ in HORIZONS]
         for horizon, label in zip(self._horizons, labels, strict=True):
             if label is not None:

@@ -13,6 +13,7 @@ from models import items
 from models.items import ItemsLearner, recommend
 from models.replenishment import DAY
 from schemas.learning import ItemsSnapshot
+from schemas.mail import Product, encode
 
 T = 1_700_000_000.0
 
@@ -73,6 +74,15 @@ def test_the_favourite_is_what_is_bought_of_late() -> None:
     assert published(learner).favourites == {"tea": "new"}
 
 
+def test_a_favourite_carries_its_newest_price() -> None:
+    learner = ItemsLearner()
+    for day, price in enumerate((3.0, 4.0, 5.0)):
+        product = Product("p1", "Green tea", "tea", price)
+        learner.learn([], [], {"tea": [encode(product).decode()]}, T + day * DAY, T)
+    learner.learn([], [], {"tea": [encode(Product("p2", "Other")).decode()]}, T + 3 * DAY, T)
+    assert msgspec.json.decode(learner.favourite("tea"), type=Product).price == 5.0
+
+
 def test_the_prior_gap_is_days_known_over_purchases() -> None:
     learner = ItemsLearner()
     for day in range(0, 100, 10):
@@ -96,7 +106,7 @@ def test_the_record_stays_under_the_brokers_limit() -> None:
     for _ in range(1500):
         basket = rng.sample(names, 20)
         learner.learn(basket, [], {name: [f"product {name}"] for name in basket}, T, T)
-    assert len(msgspec.json.encode(published(learner))) < 2_000_000
+    assert 100_000 < len(msgspec.json.encode(published(learner))) <= items.LARGEST
 
 
 def test_a_restart_changes_nothing() -> None:

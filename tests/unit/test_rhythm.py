@@ -87,8 +87,13 @@ def test_unknown_labels_teach_only_the_others() -> None:
 def test_a_row_that_is_none_is_left_out() -> None:
     learner = taught(rows(10))
     assert not learner.learn([math.nan, 0.0, 1.0], (True, True, True))
-    assert not learner.learn([1.0], (True, True, True))
     assert learner.seen == 10
+
+
+def test_other_features_begin_anew() -> None:
+    learner = taught(rows(300))
+    assert learner.learn([1.0, 2.0], (True, True, True))
+    assert learner.seen == 1
 
 
 @given(st.lists(st.floats(-1e9, 1e9), min_size=3, max_size=3))

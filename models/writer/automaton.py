@@ -151,6 +151,11 @@ class Guided:
         ]
         return fine or every
 
+    @property
+    def written_choices(self) -> tuple[Choice, ...]:
+        """Choices made so far."""
+        return tuple(self._choices)
+
     def start(self) -> list[int]:
         return [] if self.finished else self._open()
 
@@ -229,7 +234,7 @@ class Guided:
     def written(self) -> Written:
         special = sum(bool(c.goods or c.situation or c.slots - ALWAYS) for c in self.said.values()) / max(len(self.said), 1)
         score = self._log / max(self._branches, 1)
-        return Written(self.book.compose(self.said), tuple(self._choices), score, special, self._tokens, self.seed)
+        return Written(self.book.compose(self.said), self.written_choices, score, special, self._tokens, self.seed)
 
 
 BANNED = re.compile(r"[\d$€£¥%{}\[\]<>@|\\_#*~^=+]|https?|www|\.com")
@@ -285,7 +290,7 @@ class Free:
         self._log += float(np.log(max(p[list(ids).index(token)], 1e-12)))
         self._choice += 1
         fed = self._follow(token)
-        if token == self.words.eos or len(self._out) >= self._limit:
+        if token == self.words.eos or (len(self._out) >= self._limit and self.whole):  # a slot that has begun is finished first
             self.finished = True
             return []
         return fed

@@ -1,0 +1,40 @@
+"""The prompt holds what words may depend on, and nothing that names a person or a number."""
+
+from __future__ import annotations
+
+from models.prompt import prompt_of, render, slots_of
+from schemas.mail import Facts, Intent, Product, Source
+
+
+def intent(customer: str = "ann", name: str = "Harbour Blend", price: float | None = 7.49) -> Intent:
+    facts = Facts(
+        products=(Product("p1", name, "coffee", price, "USD", "coffee_tea"), Product("p2", "Oat Biscuits")),
+        values={"coupon_code": "SAVE5", "offer": "5% off", "order_date": ""},
+        situation=("regular", "coupon_user"),
+        bands={"basket": "large"},
+    )
+    due = "2026-01-01T00:00:00.000Z"
+    return Intent(f"i-{customer}", customer, "replenishment", "x", due, due, "c1", facts, Source("t", 0, 0), due, tone="crisp")
+
+
+def test_slots_are_those_that_facts_can_fill() -> None:
+    assert slots_of(intent()) == ("category", "coupon_code", "offer", "price_1", "product_1", "product_2")
+    assert "price_1" not in slots_of(intent(price=None))
+
+
+def test_customers_share_a_prompt_and_nothing_personal_or_numeric_is_in_it() -> None:
+    one, other = render(prompt_of(intent("ann"), "big baskets")), render(prompt_of(intent("bob", "Dark Roast", 3.2), "big baskets"))
+    assert one == other
+    for secret in ("ann", "bob", "Harbour", "Dark", "7.49", "SAVE5", "5%", "i-"):
+        assert secret not in one
+    assert one == (
+        "Trigger: replenishment, tone crisp\nCustomer: big baskets\nGoods: coffee tea\nSituation: coupon user, regular, basket large\n"
+        "Facts: category, coupon_code, offer, price_1, product_1, product_2\n\n"
+    )
+
+
+def test_defaults_where_little_is_known() -> None:
+    bare = Intent("i", "c", "welcome", "x", "d", "e", "c0", Facts(), Source("t", 0, 0), "f")
+    prompt = prompt_of(bare)
+    assert (prompt.tone, prompt.goods, prompt.slots) == ("warm", "general", ())
+    assert render(prompt).endswith("Customer: not known yet\nGoods: general\nSituation: none\nFacts: none\n\n")

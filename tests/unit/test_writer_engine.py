@@ -1,0 +1,108 @@
+"""Continuous batching: any mix of mails gives each the text that it would have alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from models.phrasebook.book import Book
+from models.prompt import Prompt, render
+from models.writer import Engine, Free, Guided, Model, Request, Written, adapters, prepare
+from schemas.errors import ModelError
+from tests.tiny_model import lora, tiny
+
+BOOK = Book.load()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(prepare(tiny(), tmp_path_factory.mktemp("writer"), "fp32", rank=8, max_len=480, house=None), 1)
+
+
+@pytest.fixture
+def engine(model: Model) -> Iterator[Engine]:
+    made = Engine(model, rows=4)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def adapter(model: Model, tmp_path_factory: pytest.TempPathFactory) -> adapters.Adapter:
+    file = lora(tmp_path_factory.mktemp("a") / "a.safetensors", model.base_sha256, scale=0.5)
+    return adapters.read(file, model.shape, model.base_sha256, model.rank)
+
+
+def ask(engine: Engine, seed: int, adapter: adapters.Adapter | None = None, about: str = "", explore: float = 0.0) -> Future[Written]:
+    words = engine.model.words
+    prompt = Prompt("welcome", "warm", "en", "c0", about, "coffee_tea", ("first_order",), ("product_1",), ())
+
+    def walk() -> Guided:
+        return Guided(words, BOOK, "welcome", "warm", {"product_1"}, "coffee_tea", ("first_order",), seed=seed, explore=explore)
+
+    return engine.submit(Request(words.encode(render(prompt)), walk, adapter))
+
+
+def test_a_mail_is_the_same_alone_and_among_others(model: Model, adapter: adapters.Adapter, engine: Engine) -> None:
+    mixed = [ask(engine, seed, adapter if seed % 2 else None, about=f"kind {seed % 3}") for seed in range(13)]
+    texts = [future.result(60) for future in mixed]
+    for seed in (0, 1, 7, 12):
+        alone = Engine(model, rows=4)
+        try:
+            again = ask(alone, seed, adapter if seed % 2 else None, about=f"kind {seed % 3}").result(60)
+        finally:
+            alone.close()
+        assert again == texts[seed]
+    assert len({w.text for w in texts}) > 5
+    assert engine.counters.mails == 13 and engine.counters.prefix_hits >= 13 - 6 - 1
+    assert engine.counters.tokens == sum(w.tokens for w in texts)
+
+
+def test_an_adapter_changes_what_is_chosen(engine: Engine, adapter: adapters.Adapter) -> None:
+    with_it = [ask(engine, seed, adapter) for seed in range(6)]
+    without = [ask(engine, seed) for seed in range(6)]
+    assert [f.result(60).text for f in with_it] != [f.result(60).text for f in without]
+
+
+def test_propensities_are_the_models(model: Model, engine: Engine) -> None:
+    """The first choice, computed by hand from a plain forward pass."""
+    from models.writer import Cache
+
+    got = ask(engine, 3).result(60)
+    words = model.words
+    walk = Guided(words, BOOK, "welcome", "warm", {"product_1"}, "coffee_tea", ("first_order",), seed=3, explore=0.0)
+    prompt = Prompt("welcome", "warm", "en", "c0", "", "coffee_tea", ("first_order",), ("product_1",), ())
+    tokens = [*words.encode(render(prompt)), *walk.start()]
+    p = 1.0
+    while "subject" not in walk.said:
+        ids = walk.wants
+        logits = (model.output[ids] @ Cache(model, 1).chunk(0, tokens)) / 0.8
+        share = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        before = len(tokens)
+        tokens += walk.take(ids, logits * 0.8)
+        p *= float(share[list(ids).index(tokens[before])]) if len(tokens) > before else 1.0
+    assert walk.written_choices[0].clause == got.choices[0].clause
+    assert got.choices[0].propensity == pytest.approx(p, rel=1e-3)
+
+
+def test_free_mails_end_and_hold_no_digits(engine: Engine) -> None:
+    words = engine.model.words
+    futures = [engine.submit(Request(words.encode("Write:\n"), lambda s=s: Free(words, {"offer"}, seed=s, limit=40))) for s in range(6)]
+    for future in futures:
+        written = future.result(60)
+        assert written.text.startswith("Subject:") and written.tokens <= 60
+        assert not any(c.isdigit() for c in written.text)
+
+
+def test_one_that_does_not_fit_fails_alone_and_close_cancels(engine: Engine) -> None:
+    words = engine.model.words
+    long = engine.submit(Request(words.encode("way too long " * 300), lambda: Free(words, set(), seed=0)))
+    fine = ask(engine, 1)
+    with pytest.raises(ModelError, match="longer than"):
+        long.result(60)
+    assert fine.result(60).text
+    engine.close()
+    with pytest.raises(ModelError, match="closed"):
+        ask(engine, 2)

@@ -91,6 +91,8 @@ class Intake:
 
     async def assigned(self, topic: str, number: int) -> None:
         """Take the partition's states over: what lies here, then the changelog's rest."""
+        # From here on an earlier owner can't write this partition's changelog (see Partition), and what it left half done is gone.
+        changelog = await producer(self.settings.kafka, transactional_id=f"{self.settings.kafka.topic(CUSTOMERS)}-{number}")
         store = await asyncio.to_thread(Store, self.home / str(number))
         try:
             store = await recover(store, self.settings.kafka, number, self.applied)
@@ -100,12 +102,13 @@ class Intake:
                     f"{topic} partition {number} ends at {end}, but {store.clock.offset} were applied: "
                     f"the topic was made anew; delete {self.home} and the topic {self.topic[CUSTOMERS]}"
                 )
-            part = Partition(number, store, self.topic[CUSTOMERS], self.topic[GATE], self.producer, self.app.fail)
+            part = Partition(number, store, self.topic[CUSTOMERS], self.topic[GATE], self.producer, changelog, self.app.fail)
             for count, (customer, state) in enumerate(store.items()):
                 part.schedule.set(customer, self.next_timer(state))
                 if count % 10_000 == 0:
                     await asyncio.sleep(0)
         except BaseException:
+            await changelog.stop()
             store.close()
             raise
         self.parts[number] = part

@@ -27,13 +27,20 @@ class Partition:
     """Owned by whoever holds ``lock``; flushes overlap with the next batch's work."""
 
     def __init__(
-        self, number: int, store: Store, changelog: str, gate: str, producer: AIOKafkaProducer, fail: Callable[[BaseException], None]
+        self,
+        number: int,
+        store: Store,
+        changelog: str,
+        gate: str,
+        producer: AIOKafkaProducer,
+        log: AIOKafkaProducer,
+        fail: Callable[[BaseException], None],
     ) -> None:
         self.number, self.store, self.lock = number, store, asyncio.Lock()
         self.schedule = Schedule()
         self.clock = store.clock  # of what was computed; the store's is of what is safe
         self.safe = self.clock
-        self._changelog, self._gate, self._producer, self._fail = changelog, gate, producer, fail
+        self._changelog, self._gate, self._producer, self._log, self._fail = changelog, gate, producer, log, fail
         self._overlay: dict[str, bytes] = {}  # computed, not yet in the store
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._last: asyncio.Task[None] | None = None
@@ -74,11 +81,15 @@ class Partition:
                 await before
             records: dict[bytes, bytes | None] = {customer.encode(): state for customer, state in states.items()}
             records[CLOCK] = clock.packed()
-            log = Outbox(self._producer)
+            log = Outbox(self._log)
             for key, value in records.items():
                 log.add(self._changelog, self.number, key, value)
+            # A transaction not for atomicity, but for its fence: whoever took this partition over has
+            # made it impossible to write here, even for a process that slept through losing it.
+            await self._log.begin_transaction()
             batches = await log.send()
             await acknowledged(batches)
+            await self._log.commit_transaction()
             place = 1 + max(batch.result().offset + count - 1 for batch, count in zip(batches, log.sizes, strict=True))
             self.store.write(records, place)
             for customer, state in states.items():
@@ -134,4 +145,5 @@ class Partition:
         if self._telling is not None:
             self._telling.cancel()
             await asyncio.wait({self._telling})
+        await self._log.stop()
         self.store.close()

@@ -140,7 +140,7 @@ async def recover(store: Store, kafka: KafkaSettings, partition: int, applied: C
     so that a worker that was replaced without knowing can't bring back old states.
     """
     tp = TopicPartition(kafka.topic(CUSTOMERS), partition)
-    client = await reader(kafka, max_partition_fetch_bytes=4 << 20)
+    client = await reader(kafka, max_partition_fetch_bytes=4 << 20, isolation_level="read_committed")
     try:
         client.assign([tp])
         end = (await client.end_offsets([tp]))[tp]

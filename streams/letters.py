@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import hmac
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import msgspec
@@ -76,11 +76,17 @@ class Letters:
     def _fit(self, draft: Draft, profile: Profile) -> Draft:
         """The draft if every slot has a fact and the guard admits its words; else the approved template."""
         values = facts(draft.intent, profile.first_name, self.settings.shop)
-        verdicts = check(draft.text, frozenset(values), draft.intent.trigger)
+        verdicts = _verdicts(draft.text, frozenset(values), draft.intent.trigger)
         if fills(draft.text, values) and passes(verdicts):
             return draft
         text = _book().template(draft.intent.trigger, frozenset(values))
         return msgspec.structs.replace(draft, text=text, origin="template", choices=(), guard=draft.guard | verdicts)
+
+
+@lru_cache(maxsize=4096)
+def _verdicts(text: str, slots: frozenset[str], trigger: str) -> dict[str, str]:
+    """Pool drafts and templates come again and again."""
+    return check(text, slots, trigger)
 
 
 @cache

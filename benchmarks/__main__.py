@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=3, help="how often a timing is repeated")
     chosen = parser.parse_args(arguments)
     chosen.home.mkdir(parents=True, exist_ok=True)
-    console, rows, failed = Console(), [], []
+    console, rows, failed = Console(width=None if sys.stdout.isatty() else 200), [], []
     for name in chosen.only or sorted(REGISTRY):
         console.print(f"[dim]{name} …")
         started = time.perf_counter()

@@ -84,6 +84,7 @@ class Desk:
         self.descriptions: dict[str, str] = {}
         self._epoch = -1
         self.waiting: list[Job] = []
+        self.writing: Counter[Key] = Counter()  # mails in hand by prompt and release
         self.wake = asyncio.Event()
         self.origins: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
@@ -170,11 +171,20 @@ class Desk:
         if len(self.waiting) > self._capacity():
             self._shed()
         room = self.engine.rows + AHEAD
-        while self.waiting and self.engine.queued < room:
+        held: list[Job] = []
+        while self.waiting and self.writing.total() < room:
             job = heapq.heappop(self.waiting)
-            if not self._at_once(job):
-                self._note(job)
-                self._start(self._generate(job))
+            if self._at_once(job):
+                continue
+            coming = self.pool.have(job.key) + self.writing[job.key]
+            if self.pool.have(job.key) < self.pool.size <= coming and not self.pool.fresh(job.intent.intent_id):
+                held.append(job)  # the pool will have enough when those in hand are written
+                continue
+            self._note(job)
+            self.writing[job.key] += 1
+            self._start(self._generate(job))
+        for job in held:
+            heapq.heappush(self.waiting, job)
 
     def _at_once(self, job: Job) -> bool:
         """Serve without the model where that is right: expired, or the pool holds enough."""
@@ -232,6 +242,13 @@ class Desk:
             self.failed.set_exception(task.exception() or RuntimeError())
 
     async def _generate(self, job: Job) -> None:
+        try:
+            await self._compose(job)
+        finally:
+            self.writing[job.key] -= 1
+            self.writing += Counter()  # forgets those at nought
+
+    async def _compose(self, job: Job) -> None:
         """Model, guard, one retry, template."""
         verdicts: dict[str, str] = {}
         for attempt in range(2):

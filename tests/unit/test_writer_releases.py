@@ -1,0 +1,75 @@
+"""Releases: the newest good one serves, anything else changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from models.writer import Shape, load
+from schemas.config import Settings
+from schemas.release import Release
+from streams.releases import Releases
+from tests.tiny_model import lora, tiny
+
+
+@pytest.fixture(scope="module")
+def base() -> tuple[Shape, str]:
+    made = load(tiny(), house=None)
+    return made.shape, made.sha256
+
+
+def release(file: Path, base: str, epoch: int, **changes: object) -> bytes:
+    made = Release(f"r{epoch}", "c1", epoch, str(file), hashlib.sha256(file.read_bytes()).hexdigest(), base, 4, "2026-01-01T00:00:00Z")
+    return msgspec.json.encode(msgspec.structs.replace(made, **changes))
+
+
+def made(tmp_path: Path, base: tuple[Shape, str]) -> Releases:
+    return Releases(Settings(home=str(tmp_path / "home")), *base, 8)
+
+
+def test_the_newest_good_release_serves_and_a_bad_one_changes_nothing(tmp_path: Path, base: tuple[Shape, str]) -> None:
+    releases = made(tmp_path, base)
+    one, two = lora(tmp_path / "1.safetensors", base[1], seed=1), lora(tmp_path / "2.safetensors", base[1], seed=2)
+    assert releases.choose("c1", "i") == ("base", None)
+    assert releases.apply(release(one, base[1], 1))
+    name, adapter = releases.choose("c1", "i")
+    assert name == "r1" and adapter is not None
+    assert releases.choose("c2", "i") == ("base", None)
+    for bad in (
+        release(two, base[1], 1),  # not newer
+        release(two, "f" * 64, 2),  # another base
+        release(two, base[1], 2, sha256="0" * 64),
+        release(two, base[1], 2, sha256="../../x"),
+        release(two, base[1], 2, artifact=str(tmp_path / "gone.safetensors"), sha256="1" * 64),
+        b"no release",
+    ):
+        assert not releases.apply(bad)
+        assert releases.choose("c1", "i") == (name, adapter)
+    assert releases.apply(release(two, base[1], 2))
+    assert releases.choose("c1", "i")[0] == "r2" and releases.serving() == {"base", "r2"}
+
+
+def test_a_canary_gets_its_share_and_each_intent_stays_on_its_side(tmp_path: Path, base: tuple[Shape, str]) -> None:
+    releases = made(tmp_path, base)
+    one, two = lora(tmp_path / "1.safetensors", base[1], seed=1), lora(tmp_path / "2.safetensors", base[1], seed=2)
+    releases.apply(release(one, base[1], 1))
+    releases.apply(release(two, base[1], 2, share=0.25, parent="r1"))
+    drawn = [releases.choose("c1", f"i{n}")[0] for n in range(2000)]
+    assert set(drawn) == {"r1", "r2"} and 0.2 < drawn.count("r2") / 2000 < 0.3
+    again = made(tmp_path, base)  # after a restart the compacted topic holds the canary alone
+    again.apply(release(two, base[1], 2, share=0.25, parent="r1"))
+    assert [again.choose("c1", f"i{n}")[0] for n in range(2000)] == drawn
+
+
+def test_a_restart_needs_no_artifact_store(tmp_path: Path, base: tuple[Shape, str]) -> None:
+    file = lora(tmp_path / "1.safetensors", base[1])
+    record = release(file, base[1], 1)
+    assert made(tmp_path, base).apply(record)
+    file.unlink()
+    assert made(tmp_path, base).apply(record)
+    kept = next((tmp_path / "home" / "adapters").glob("*.safetensors"))
+    kept.write_bytes(kept.read_bytes()[:-5])
+    assert not made(tmp_path, base).apply(record)  # torn, and nowhere to fetch it from

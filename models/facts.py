@@ -1,0 +1,92 @@
+"""What a mail may state and what its words may depend on, taken from the event and the customer's state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from models.features import named, zone
+from models.goods import goods
+from models.state import State
+from schemas.config import ShopSettings, Trigger
+from schemas.events import Event, Item
+from schemas.mail import Facts, Product
+
+MOST_PRODUCTS = 3
+SHORTEST_ID, LONGEST_VALUE = 1, 80  # characters of a fact that may stand in a mail
+
+
+def of_event(state: State, event: Event, trigger: Trigger, shop: ShopSettings) -> Facts:
+    """Facts of a trigger that an event starts."""
+    said = event.properties
+    items: Sequence[Item] = said.products
+    if not items and (said.name or said.product_id):
+        items = [Item(said.product_id, said.sku, said.name, said.category, said.brand, said.price, said.quantity)]
+    values: dict[str, str] = {}
+    _put(values, "order_id", said.order_id)
+    if event.kind == "Order Completed":
+        local = datetime.fromtimestamp(event.at, zone(state.standing.timezone, shop.timezone))
+        values["order_date"] = f"{local.day} {local:%B}"
+    _put(values, "ticket_id", said.ticket_id)
+    if said.old_price is not None and said.old_price > 0:
+        values["old_price_1"] = f"{said.old_price:.2f} {said.currency or shop.currency}"
+    return complete(state, event.at, trigger, tuple(_product(item, said.currency or shop.currency) for item in best(items)), values)
+
+
+def best(items: Sequence[Item]) -> list[Item]:
+    """The products to speak of: the dearest line of each category first, three at most."""
+    seen: set[str] = set()
+    chosen = []
+    for item in sorted(items, key=lambda item: -((item.price or 0.0) * (item.quantity or 1.0))):
+        if item.name and item.category not in seen:
+            seen.add(item.category)
+            chosen.append(item)
+    return chosen[:MOST_PRODUCTS]
+
+
+def _product(item: Item, currency: str) -> Product:
+    return Product(item.product_id or item.sku, item.name, item.category, item.price, currency, goods(item.category, item.name))
+
+
+def _put(values: dict[str, str], name: str, value: str) -> None:
+    if SHORTEST_ID <= len(value) <= LONGEST_VALUE:
+        values[name] = value
+
+
+def complete(state: State, now: float, trigger: Trigger, products: tuple[Product, ...], values: dict[str, str] | None = None) -> Facts:
+    """Add the configured offer, the situation's tags and the bands."""
+    values = dict(values or {})
+    if trigger.code:
+        values["coupon_code"] = trigger.code
+        if trigger.offer:
+            values["offer"] = trigger.offer
+    known = named(state, now)
+    return Facts(products=products, values=values, situation=situation(state, known), bands=bands(known))
+
+
+def situation(state: State, known: dict[str, float]) -> tuple[str, ...]:
+    """Tags that clauses may ask for; of each exclusive pair at most one."""
+    tags = []
+    if known["orders"] == 1:
+        tags.append("first_order")
+    elif known["orders"] >= 8 and known["days_since_order"] <= 60:
+        tags.append("regular")
+    if known["days_since_visit"] > 60:
+        tags.append("long_gone")
+    elif known["last_gap"] > 45:
+        tags.append("just_back")
+    if known["orders"] >= 3 and known["basket_mean"] > 0:
+        ratio = known["basket_last"] / known["basket_mean"]
+        tags += ["big_basket"] if ratio > 1.8 else ["small_basket"] if ratio < 0.5 else []
+    if known["coupon_share"] > 0.2:
+        tags.append("coupon_user")
+    if state.orders.last_lines:
+        tags += ["single_item"] if state.orders.last_lines == 1 else ["many_items"] if state.orders.last_lines >= 8 else []
+    return tuple(tags)
+
+
+def bands(known: dict[str, float]) -> dict[str, str]:
+    """Coarse words in place of numbers: all that the writer's prompt sees of them."""
+    gap = known["mean_gap"]
+    often = "often" if 0 < gap <= 7 else "now and then" if gap <= 30 else "rarely"
+    return {"visits": often} if known["visits"] > 1 else {}

@@ -11,12 +11,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 from aiokafka.errors import KafkaError
 
+from models.passes import Pass, applied_offset, next_timer
 from schemas.config import Settings
 from schemas.errors import KafkaUnavailable, StoreError, TopicMismatch
 from schemas.events import Event
@@ -34,6 +36,7 @@ from streams.store import Clock, Store, recover
 GROUP = "mailtide-intake"
 CHUNK = 500  # records or timers between two looks at the event loop: heartbeats and flushes go on meanwhile
 TICK = 1.0  # seconds between two looks at the wall clock's timers
+SLICE = 900.0  # seconds of event time applied at once: a timer that they set may fire so much too late, in a replay only
 TOO_OFTEN = 10_000  # firings of one customer in one go: a timer that never advances
 
 log = logging.getLogger(__name__)
@@ -80,6 +83,14 @@ class Intake:
             ) from error
         self.places = Places(self.topic[EVENTS], self.topic[DEAD_LETTERS], len(partitions), len(dead))
         self.app = BatchApp(GROUP, kafka, [self.topic[EVENTS]], self.handle, on_assigned=self.assigned, on_revoked=self.revoked)
+
+    def update(self, topic: str, value: bytes) -> None:
+        """Take a published model in; one that can't be read leaves the one before in service."""
+        try:
+            self.passing.update(topic, value)
+        except msgspec.MsgspecError as error:
+            self.counts["models_refused"] += 1
+            log.warning("a record of %s can't be read and is left out: %s", topic, error)
 
     async def close(self) -> None:
         """Finish what runs, leave the group, disconnect."""
@@ -172,12 +183,23 @@ class _Work:
         events: list[Event] = sifted.events
         if not events:
             return
-        part.clock = Clock(part.clock.offset, max(part.clock.event_time, max(event.at for event in events)))
-        now = part.clock.event_time if intake.settings.clock == "event" else wall
-        states = part.states(list({event.customer: None for event in events}))
-        await self.absorb(intake.passing.run(states, events, now, wall, part.number))
-        if intake.settings.clock == "event":
-            await self.timers(now)
+        if intake.settings.clock == "wall":
+            self._see(max(event.at for event in events))
+            await self.apply(events, wall, wall)
+            return
+        for at, some in slices(events, part.clock.event_time, part.schedule.next):
+            # A timer that came due before these events must not know of them.
+            await self.timers(at)
+            self._see(at)
+            await self.apply(some, at, wall)
+        await self.timers(part.clock.event_time)
+
+    def _see(self, at: float) -> None:
+        self.part.clock = Clock(self.part.clock.offset, max(self.part.clock.event_time, at))
+
+    async def apply(self, events: list[Event], now: float, wall: float) -> None:
+        states = self.part.states(list({event.customer: None for event in events}))
+        await self.absorb(self.intake.passing.run(states, events, now, wall, self.part.number))
 
     async def timers(self, now: float) -> None:
         fired: Counter[str] = Counter()
@@ -213,10 +235,21 @@ class _Work:
         await self.part.flush(self.states, self.outbox, done)
 
 
+def slices(events: list[Event], clock: float, next_timer: Callable[[], float]) -> Iterator[tuple[float, list[Event]]]:
+    """Cut events where a timer comes due or event time moves by more than ``SLICE``; with each, the event time at its end."""
+    start = 0
+    while start < len(events):
+        clock = max(clock, events[start].at)
+        limit, end = min(next_timer(), clock + SLICE), start + 1
+        while end < len(events) and events[end].at < limit:
+            clock = max(clock, events[end].at)
+            end += 1
+        yield clock, events[start:end]
+        start = end
+
+
 async def serve(settings: Settings, stop: asyncio.Event, worker_id: str = "w0") -> None:
     """Run the stage until ``stop``; raises what ended it before that."""
-    from models.passes import Pass, applied_offset, next_timer
-
     await run(Intake(settings, worker_id, Pass(settings.trigger, settings.sending, settings.shop), next_timer, applied_offset), stop)
 
 
@@ -224,7 +257,7 @@ async def run(intake: Intake, stop: asyncio.Event) -> None:
     """The stage with its collaborators given."""
     await intake.open()
     caught_up = asyncio.Event()
-    models = asyncio.create_task(follow(intake.settings.kafka, (CLUSTERS, RHYTHM, ITEMS), intake.passing.update, caught_up))
+    models = asyncio.create_task(follow(intake.settings.kafka, (CLUSTERS, RHYTHM, ITEMS), intake.update, caught_up))
     tasks = [models]
     try:
         # The first batch must not be decided by older models than a restart's last one was.

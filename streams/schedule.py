@@ -24,6 +24,12 @@ class Schedule:
             self._next[customer] = at
             heapq.heappush(self._heap, (at, customer))
 
+    def next(self) -> float:
+        """The earliest timer; inf where there is none."""
+        while self._heap and self._next.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else math.inf
+
     def due(self, now: float, limit: int) -> list[str]:
         """Take up to ``limit`` customers whose timer has come, earliest first; each must be ``set`` again afterwards."""
         taken: list[str] = []

@@ -19,7 +19,7 @@ REASON = "mailtide.reason"
 
 @dataclass(slots=True)
 class Sifted:
-    """``events`` in offset order; ``counts``: accepted, forwarded, and each dead letter's reason as ``dead.<reason>``."""
+    """``events`` in offset order; ``counts``: read, forwarded, and each dead letter's reason as ``dead.<reason>``."""
 
     events: list[Event] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -60,7 +60,7 @@ def sift(records: Sequence[Any], places: Places, partition: int, wall: float, ou
             # Forwarding may be repeated after a crash; the second one has to be recognised.
             origin = _header(record.headers, ORIGIN) or b"?"
             event = msgspec.structs.replace(event, message_id=f"{FORWARDED}:{origin.decode(errors='replace')}")
-        sifted.count("accepted")
+        sifted.count("read")
         sifted.events.append(event)
     return sifted
 

@@ -142,7 +142,7 @@ async def test_counts_repeats_strays_and_the_watermark(settings: Settings) -> No
     await publish(settings, records)
     async with serving(settings) as stage:
         await until(lambda: caught_up(settings))
-    assert stage.counts["accepted"] == 400 + 3 + 9
+    assert stage.counts["read"] == 400 + 3 + 9
     assert stage.counts["forwarded"] == 9
     assert stage.counts["repeats"] == 3
     counted = {customer: state["n"] for customer, state in (await states(settings)).items()}

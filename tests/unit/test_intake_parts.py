@@ -118,7 +118,7 @@ def test_an_event_at_home_stays() -> None:
     home = partition_of(b"c-1", 6)
     sifted = sift([Record(BODY)], PLACES, home, 2e9, out)
     assert [event.customer for event in sifted.events] == ["c-1"]
-    assert (sifted.counts, out.added) == ({"accepted": 1}, [])
+    assert (sifted.counts, out.added) == ({"read": 1}, [])
 
 
 def test_a_stray_goes_home_once_and_keeps_an_identity() -> None:
@@ -133,7 +133,7 @@ def test_a_stray_goes_home_once_and_keeps_an_identity() -> None:
     arrived = [sift([Record(BODY, offset=n, headers=headers)], PLACES, home, 2e9, Gathered()).events[0] for n in (8, 9)]  # type: ignore[arg-type]
     assert arrived[0].message_id == arrived[1].message_id != ""
     again: Any = Gathered()
-    assert sift([Record(BODY, headers=headers)], PLACES, away, 2e9, again).counts == {"accepted": 1}
+    assert sift([Record(BODY, headers=headers)], PLACES, away, 2e9, again).counts == {"read": 1}
     assert again.added == []
 
 

@@ -18,6 +18,7 @@ from kafka.errors import KafkaError
 
 from mailtide import topics
 from mailtide.reading import records
+from mailtide.tally import tally
 from schemas.config import Settings, kafka_python_options
 from schemas.errors import KafkaUnavailable
 from schemas.mail import Claim, Delivery, Gone, Intent, Standing, decoder
@@ -108,8 +109,6 @@ def _audit(settings: Settings, started: float) -> Report:
     busy = any(lag.values())
     breaches += _outcomes(trail, whole, busy)
     breaches += _sent(settings, trail, whole)
-    from mailtide.tally import tally
-
     counted = tally(settings, proves=whole[EVENTS] and not lag["mailtide-intake"])
     breaches += [Breach("counts_differ", place=f"{CUSTOMERS}/{number}", detail=detail) for number, detail in counted.wrong]
     missing = trail.intents.keys() - trail.deliveries.keys()

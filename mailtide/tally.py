@@ -8,11 +8,13 @@ from collections import defaultdict
 import msgspec
 
 from mailtide.reading import partition_count, partition_of, records
+from models.passes import describe
 from schemas.config import Settings
 from schemas.events import Dead, decode
 from schemas.topics import CUSTOMERS, EVENTS
 
 FORWARDED = "mailtide.forwarded"
+REMEMBERED = 64  # ids of a customer that intake knows again at least
 
 
 class Tally(msgspec.Struct):
@@ -25,16 +27,20 @@ class Tally(msgspec.Struct):
 
 
 class _Seen(msgspec.Struct):
-    """Of one customer: how many events must count, and how many may (repeated ids outside the remembered ones, clocks ahead)."""
+    """Of one customer: how many events must count, and how many may (ids repeated after REMEMBERED others, clocks ahead).
 
-    ids: set[int]
+    ``ids``: each id with the number of the event that bore it last.
+    """
+
+    ids: dict[int, int]
+    told: int = 0
     least: int = 0
     most: int = 0
 
 
 def tally(settings: Settings, *, proves: bool) -> Tally:
     """Promise 1. ``proves``: the events are all still there and intake has applied them all; else they are counted only."""
-    found, customers = Tally(), defaultdict[str, _Seen](lambda: _Seen(set()))
+    found, customers = Tally(), defaultdict[str, _Seen](lambda: _Seen({}))
     count, wall = partition_count(settings.kafka, EVENTS), time.time()
     for record in records(settings.kafka, EVENTS):
         event = decode(record.value, wall, record.partition, record.offset, record.headers)
@@ -45,14 +51,15 @@ def tally(settings: Settings, *, proves: bool) -> Tally:
             continue  # its copy in the right partition counts
         found.events += 1
         seen = customers[event.customer]
-        seen.most += 1
+        seen.told += 1
         known = hash(event.message_id or (record.partition, record.offset))
+        last = seen.ids.get(known)
+        seen.ids[known] = seen.told
+        seen.most += last is None or seen.told - last > REMEMBERED
         # A forwarded record without an id may stand there twice; one ahead of its time may have been refused then.
         sure = bool(event.message_id) or not moved
         early = isinstance(decode(record.value, record.timestamp / 1000, headers=record.headers), Dead)
-        if sure and not early and known not in seen.ids:
-            seen.ids.add(known)
-            seen.least += 1
+        seen.least += sure and not early and last is None
     if not proves:
         found.unproven.append("counts: intake has not read all events, or the oldest are gone")
         return found
@@ -67,6 +74,4 @@ def tally(settings: Settings, *, proves: bool) -> Tally:
 
 
 def _counted(state: bytes, wall: float) -> int:
-    from models.passes import describe
-
-    return sum(int(count) for count in describe(state, wall).get("counts", {}).values())
+    return sum(int(count) for count in describe(state, wall)["counts"].values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
 from typing import Any
 
@@ -10,10 +12,10 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from mailtide.audit import audit, personal
-from mailtide.reading import partition_of
+from mailtide.reading import partition_of, records
 from schemas.config import Settings, Trigger, kafka_python_options
 from schemas.mail import Claim, Delivery, Draft, Facts, Gone, Intent, Source, Standing, encode, intent_id, iso
-from schemas.topics import CLAIMS, DELIVERIES, DRAFTS, EVENTS, EXAMPLES, FEEDBACK, GATE, INTENTS
+from schemas.topics import CLAIMS, CUSTOMERS, DELIVERIES, DRAFTS, EVENTS, EXAMPLES, FEEDBACK, GATE, INTENTS
 
 pytestmark = pytest.mark.broker
 
@@ -205,3 +207,44 @@ def test_service_mail_needs_no_consent(settings: Settings, story: Story, monkeyp
 )
 def test_personal_data(key: bytes, value: bytes, says: str) -> None:
     assert personal(key, value) == says
+
+
+async def test_counts_are_compared_with_the_events(settings: Settings, story: Story) -> None:
+    """Through the real intake: twice the same id, one in the wrong partition, one unreadable; then a state that is wrong."""
+    from mailtide.audit import _lag
+    from streams import intake
+
+    def event(customer: str, identity: str) -> bytes:
+        now = iso(time.time() - 60)
+        return json.dumps(
+            {"messageId": identity, "type": "track", "event": "Product Viewed", "userId": customer, "timestamp": now}
+        ).encode()
+
+    for customer in ("ada", "bea", "cleo"):
+        for number in range(5):
+            story.put(EVENTS, customer, event(customer, f"{customer}-{number}"))
+    story.put(EVENTS, "ada", event("ada", "ada-0"))
+    story.put(EVENTS, "ada", b"no json")
+    wrong = 1 - partition_of("bea", 2)
+    story.out.send(settings.kafka.topic(EVENTS), event("bea", "bea-6"), b"bea", partition=wrong).get(10)
+    stop = asyncio.Event()
+    task = asyncio.create_task(intake.serve(settings, stop, "w0"))
+    try:
+        deadline = time.monotonic() + 40
+        while (await asyncio.to_thread(_lag, settings))["mailtide-intake"]:
+            assert not task.done() and time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+    finally:
+        stop.set()
+        await task
+    report = await asyncio.to_thread(audit, settings)
+    assert report.breaches == []
+    assert (report.events, report.customers, report.unproven) == (17, 3, [])
+    story.put(CUSTOMERS, "ada", await asyncio.to_thread(_state, settings, "bea"))
+    report = await asyncio.to_thread(audit, settings)
+    assert [breach.kind for breach in report.breaches] == ["counts_differ"]
+    assert "6 events, there are 5" in report.breaches[0].detail
+
+
+def _state(settings: Settings, customer: str) -> bytes:
+    return [record.value for record in records(settings.kafka, CUSTOMERS) if record.key == customer.encode()][-1]

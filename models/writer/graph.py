@@ -73,11 +73,14 @@ def wide(shape: Shape, group: str) -> tuple[int, tuple[int, ...]]:
     }[group]
 
 
-def prepare(path: Path, home: Path, precision: Precision = "int8", rank: int = 8, max_len: int = 320, house: Path | None = HOUSE) -> Path:
+def prepare(
+    path: Path, home: Path, precision: Precision | None = None, rank: int = 8, max_len: int = 320, house: Path | None = HOUSE
+) -> Path:
     """The folder ``home/<key>`` with the graphs of a base model, built where it isn't there yet (seconds). Raises ModelError.
 
-    It is written beside and renamed, so a half-written one is never used.
+    No ``precision``: the one that suits the machine. It is written beside and renamed, so a half-written one is never used.
     """
+    precision = precision or precision_for()
     sha = fingerprint(path, house)
     folder = home / f"{sha[:16]}-{precision}-r{rank}-m{max_len}-v{VERSION}"
     if (folder / "meta.json").is_file():

@@ -43,9 +43,10 @@ def compile_condition(text: str, names: Collection[str], where: str) -> Conditio
         return lambda _values: True
     try:
         tree = ast.parse(text.strip(), mode="eval")
-    except SyntaxError as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        column = getattr(error, "offset", None) or 1
         raise SettingsError(
-            f"{where}: {text!r} is no condition (column {error.offset}): write it as 'orders >= 2 and not ordered_since'"
+            f"{where}: {text!r} is no condition (column {column}): write it as 'orders >= 2 and not ordered_since'"
         ) from None
     run = _build(tree.body, names, f"{where}: {text!r}")
 

@@ -66,8 +66,9 @@ def apply(state: State, event: Event, fallback_zone: str) -> None:
     elif event.kind == "Order Refunded":
         state.orders.refunded = max(state.orders.refunded, event.at)
     elif event.kind == "Coupon Applied":
-        _fade(state, event.at)
-        state.orders.coupons += 1.0
+        # As of the last order, whose time must not move: a coupon in the basket is no order yet.
+        last = state.orders.last
+        state.orders.coupons += 2.0 ** ((event.at - last) / DAY / LONG) if last else 1.0
     elif event.kind == "Email Opened":
         state.mail.opened += 1
         state.mail.last = max(state.mail.last, event.at)

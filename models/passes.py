@@ -266,7 +266,7 @@ class Pass:
         elif event.kind == "Order Completed":
             value = event.properties.total or event.properties.revenue or 0.0
             for one in state.opens:
-                if one.since <= event.at <= one.until:
+                if one.until - ATTRIBUTION <= event.at <= one.until:  # from the firing, not from what began the wait
                     result.feedback.append(Feedback(one.intent_id, event.customer, "ordered", iso(event.at), value))
 
 

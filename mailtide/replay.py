@@ -22,6 +22,7 @@ from streams.kafka import partition_of, producer
 BATCH_BYTES = 1 << 18  # of one partition's batch: large enough to be cheap, small enough to arrive soon
 IN_FLIGHT = 64  # batches that wait for their acknowledgement
 _SOON = 0.005  # seconds: what is due within them needs no sleep, and lies no longer than that in a batch
+_SETTLING = 0.5  # seconds between two looks for the topic
 _EVERY = 200  # events between two reports of progress
 
 
@@ -108,11 +109,13 @@ class _Out:
 
     @classmethod
     async def to(cls, made: AIOKafkaProducer, topic: str) -> _Out:
-        try:
-            partitions = await made.partitions_for(topic)
-        except KafkaError as error:
-            raise TopicMismatch(f"{topic} is not there ({error}); run mailtide topics create") from error
-        return cls(made, topic, len(partitions))
+        for last in (False, False, True):  # a topic just made may not be known to every broker yet
+            partitions = (await made.client.fetch_all_metadata()).partitions_for_topic(topic)
+            if partitions:
+                return cls(made, topic, len(partitions))
+            if not last:
+                await asyncio.sleep(_SETTLING)
+        raise TopicMismatch(f"{topic} is not there; run mailtide topics create")
 
     async def add(self, customer: str, value: bytes) -> None:
         key = customer.encode()

@@ -65,7 +65,7 @@ _WHOLE = {  # texts whose sense no rule can find
     "APPAREL": "Clothing",
     "SPRING/SUMMER SEASONAL": "Summer goods",
     "FALL AND WINTER SEASONAL": "Winter goods",
-    "BEERALE": "Beer and ale",
+    "BEERALE -NON ALCOHOLIC": "Alcohol-free beer",
     "BEERS/ALES": "Beer and ale",
     "TORTILLA/NACHO CHIPS": "Tortilla chips",
     "YOGURT NOT MULTI-PACKS": "Yogurt",
@@ -98,7 +98,6 @@ _WHOLE = {  # texts whose sense no rule can find
     "SOUR CREAMS": "Sour cream",
     "SW GDS:DONUTS": "Donuts",
     "ORGANICS FRUIT & VEGETABLES": "Organic produce",
-    "FEM. HYGN. DEODORANTS": "Feminine hygiene",
     "MISC. FEMININE HYGIENE": "Feminine hygiene",
     "MISC. DAIRY": "Chilled dairy",
     "MEAT - MISC": "Frozen meat",
@@ -159,6 +158,7 @@ def readable(text: str, category: str = "") -> str:
     return _sentence(words)
 
 
+@lru_cache(1 << 14)
 def product_name(kind: str, category: str, brand: str) -> str:
     """A product's name from its type and brand: "Soft drinks" of a national brand, "Own-brand soft drinks" of the shop's; "" if unnamed."""
     name = readable(kind, category) or readable(category)
@@ -209,12 +209,12 @@ def _in_order(text: str) -> list[str]:
 
 def _plain(text: str, cut: bool = False) -> list[str]:
     """The words up to the first thing that is none: a number, the second of two alternatives, a percent sign."""
-    tokens = text.replace(" & ", " AND ").replace(" W/", " ").split()
+    tokens = text.replace(" & ", " AND ").replace(" W/", " ").replace(".", " ").split()
     if cut and "/" not in text and "&" not in text and len(tokens) > 2 and tokens[-1] not in _SHORT and len(tokens[-1]) < 5:
         tokens.pop()  # half a word
     words: list[str] = []
     for token in tokens:
-        alternatives = re.split(r"[/&,.;+]", token)
+        alternatives = re.split(r"[/&,;+]", token)
         bare = alternatives[0]
         if re.search(r"\d|[%$#]", bare) or not bare.isascii():
             if words:

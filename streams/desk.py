@@ -99,3 +99,19 @@ class Desk:
         if self._behind:
             pauses.append(self._behind[0][2] - time.monotonic())
         return max(0.0, min(pauses))
+
+
+async def finish(task: asyncio.Task[None], seconds: float) -> None:
+    """Let a task finish; cancel it after that many seconds, and give it as long again."""
+    for _ in range(2):
+        if task.done() or (await asyncio.wait([task], timeout=seconds))[0]:
+            return
+        task.cancel()
+
+
+async def wait(event: asyncio.Event, seconds: float) -> None:
+    """Until the event is set, but no longer than that."""
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return

@@ -31,7 +31,8 @@ from schemas.config import Settings
 from schemas.errors import KafkaUnavailable, SettingsError
 from schemas.mail import Claim, Delivery, Draft, decoder, encode, iso
 from schemas.topics import CLAIMS, DELIVERIES, DRAFTS, EVENTS, GATE
-from streams.desk import Desk, Job
+from streams.desk import Desk, Job, finish, wait
+from streams.ends import Ends
 from streams.examples import Examples
 from streams.kafka import connection, producer
 from streams.ledger import delivery_of, orphan, recover
@@ -43,7 +44,6 @@ log = structlog.get_logger()
 GROUP = "mailtide-sender"
 ROUND = 64  # drafts in one claim
 MOST_WAITING = 20_000  # drafts of a partition in memory, some 40 MB; beyond, its drafts are read later
-END_KEPT = 0.25  # seconds for which the end of customer.events is believed
 COMMIT_EVERY = 0.5  # seconds
 LONGEST_BACKOFF = 60.0  # seconds between two tries of a mail that the server put off
 
@@ -80,7 +80,6 @@ class Sender(ConsumerRebalanceListener):
         self.desks: dict[int, Desk] = {}
         self.tasks: dict[int, asyncio.Task[None]] = {}
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.ends: dict[int, tuple[float, int]] = {}
         self.consumer = AIOKafkaConsumer(
             **connection(self.kafka),
             group_id=self.kafka.prefix + GROUP,
@@ -92,6 +91,7 @@ class Sender(ConsumerRebalanceListener):
             heartbeat_interval_ms=int(self.kafka.session_timeout * 150),
             rebalance_timeout_ms=int(self.kafka.session_timeout * 3000),
         )
+        self.ends = Ends(self.consumer, self.kafka.topic(EVENTS))
         self._producer: AIOKafkaProducer | None = None
 
     async def start(self) -> None:
@@ -179,10 +179,10 @@ class Sender(ConsumerRebalanceListener):
             if (task := self.tasks.pop(number, None)) is not None:
                 if number not in self.desks:
                     task.cancel()  # still recovering: nothing is on its way
-                await _end(task, self.lease)
+                await finish(task, self.lease)
         for desk in desks:
             for task in list(desk.sending):
-                await _end(task, self.lease)  # cancelled after DATA it is ``unknown``, and written as such
+                await finish(task, self.lease)  # cancelled after DATA it is ``unknown``, and written as such
         await self.commit()
         for desk in desks:
             self.desks.pop(desk.number, None)
@@ -197,7 +197,7 @@ class Sender(ConsumerRebalanceListener):
                 if jobs:
                     await self._round(desk, jobs)
                 elif desk.alive:
-                    await _wait(desk.wake, desk.pause(time.time()))
+                    await wait(desk.wake, desk.pause(time.time()))
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -301,7 +301,7 @@ class Sender(ConsumerRebalanceListener):
         """The drafts that intake is not behind for: an order that was published before now cancels the mail."""
         if not jobs:
             return []
-        end = await self._end(desk.number)
+        end = await self.ends.of(desk.number)
         passed = []
         for job in jobs:
             job.target = end if job.target < 0 else job.target
@@ -311,17 +311,6 @@ class Sender(ConsumerRebalanceListener):
                 desk.ledger.release(job.draft.intent.customer, job.draft.intent.intent_id)
                 desk.behind(job)
         return passed
-
-    async def _end(self, number: int) -> int:
-        """The end of customer.events in this partition, at most END_KEPT old; -1 where it holds nothing."""
-        asked, end = self.ends.get(number, (0.0, -1))
-        if time.monotonic() - asked > END_KEPT:
-            asked, place = time.monotonic(), TopicPartition(self.kafka.topic(EVENTS), number)
-            end = (await self.consumer.end_offsets([place]))[place]
-            if end == (await self.consumer.beginning_offsets([place]))[place]:
-                end = -1
-            self.ends[number] = asked, end
-        return end
 
     def _claim_of(self, job: Job, withdrawn: bool = False) -> Claim:
         intent = job.draft.intent
@@ -403,18 +392,3 @@ class Sender(ConsumerRebalanceListener):
             return
         for desk in desks:
             desk.checked = asked
-
-
-async def _end(task: asyncio.Task[None], seconds: float) -> None:
-    """Let a task finish; cancel it after that many seconds, and give it as long again."""
-    for _ in range(2):
-        if task.done() or (await asyncio.wait([task], timeout=seconds))[0]:
-            return
-        task.cancel()
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except TimeoutError:
-        return

@@ -50,12 +50,11 @@ _INTENT = decoder(Intent)
 class Job:
     """One intent on its way; ``due`` orders equals."""
 
-    __slots__ = ("adapter", "arrived", "batch", "intent", "key", "prompt", "release")
+    __slots__ = ("adapter", "batch", "intent", "key", "prompt", "release")
 
     def __init__(self, intent: Intent, batch: _Open, prompt: Prompt, release: str, adapter: Adapter | None) -> None:
         self.intent, self.batch, self.prompt, self.release, self.adapter = intent, batch, prompt, release, adapter
         self.key: Key = (render(prompt), release)
-        self.arrived = time.time()
 
     def __lt__(self, other: Job) -> bool:
         return (self.intent.priority, self.intent.due) < (other.intent.priority, other.intent.due)
@@ -284,18 +283,8 @@ class Desk:
         def walk(number: int) -> Walk:
             if w.mode == "free":
                 return Free(words, slots, seed=number, temperature=w.temperature)
-            return Guided(
-                words,
-                self.book,
-                prompt.trigger,
-                prompt.tone,
-                slots,
-                prompt.goods,
-                prompt.situation,
-                seed=number,
-                temperature=w.temperature,
-                explore=w.explore,
-            )
+            kinds = (prompt.trigger, prompt.tone, slots, prompt.goods, prompt.situation)
+            return Guided(words, self.book, *kinds, seed=number, temperature=w.temperature, explore=w.explore)
 
         count = w.pool_oversample if w.mode == "free" else 1
         tokens = words.encode(key[0])

@@ -56,7 +56,8 @@ class Floats:
 def _intent(event: Any, partition: int) -> Intent:
     due = iso(event.at)
     return Intent(
-        intent_id=event.message_id, customer=event.customer, trigger="post_purchase", occurrence=event.message_id, due=due, expires=due, fired=due,
+        intent_id=event.message_id, customer=event.customer, trigger="post_purchase", occurrence=event.message_id, due=due, expires=due,
+        fired=due,
         cluster="c0", facts=Facts(), source=Source("customer.events", partition, event.offset),
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ def configure(level: str) -> None:
     threshold = getattr(logging, level.upper())
     # The streams' libraries tell every step of a rebalance; their warnings are enough for an operator.
     logging.basicConfig(level=max(threshold, logging.WARNING), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)  # says of every busy moment that it was one
     renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[

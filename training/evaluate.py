@@ -21,8 +21,8 @@ from models.writer.engine import Engine, Model, Request
 from schemas.config import Settings
 from training.examples import Row
 
-MAILS = 16  # sampled for the guard and for variety
-SCORED = 8  # rows whose loss is compared between torch and the graph
+MAILS = 12  # sampled for the guard and for variety
+SCORED = 6  # rows whose loss is compared between torch and the graph
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Judge:
 
     def __init__(self, settings: Settings, threads: int) -> None:
         path = base.locate(settings.writer.base_model)
-        self.model = Model(graph.prepare(path, Path(settings.home), rank=settings.training.rank), threads)
+        self.model = Model(graph.prepare(path, Path(settings.home) / "writer", rank=settings.training.rank), threads)
         self.book = Book.load()
 
     def losses(self, adapter: bytes | None, rows: Sequence[Row]) -> list[float]:

@@ -33,6 +33,7 @@ from training.gate import Judgement, judge
 log = structlog.get_logger()
 POLITENESS = 10  # nice: mail goes first
 FEWEST = 10  # examples below which no held-out loss means anything
+HELD_OUT_MOST = 64  # the newest of them: losses of more cost minutes on a small machine and change no verdict
 MOST = 2000  # newest examples of a cluster that a refit looks at
 
 
@@ -87,8 +88,8 @@ class Trainer:
         return self.round({name: each for name, each in found.items() if cluster is None or name == cluster})
 
     def examples(self) -> dict[str, list[Row]]:
-        """All examples by cluster, oldest first."""
-        return rows(self.settings, self.folder / "examples")
+        """All examples by cluster, oldest first; mails from before their customer had a cluster teach none."""
+        return {cluster: found for cluster, found in rows(self.settings, self.folder / "examples").items() if cluster}
 
     def round(self, due: dict[str, list[Row]]) -> list[Judgement]:
         """Refit these clusters one after the other; the gate's judgement of each."""
@@ -117,6 +118,7 @@ class Trainer:
         serving = self._serving(before)
         recent = found[-MOST:]
         learn, held_out = split(recent)
+        held_out = held_out[-HELD_OUT_MOST:]
         replayed = self._replay(cluster, found)
         recipe = Recipe(
             rank=training.rank,
@@ -143,7 +145,7 @@ class Trainer:
         metadata = {"base_sha256": base.sha256, "rank": str(recipe.rank), "alpha": str(2 * recipe.rank), "cluster": cluster}
         data = save_tensors({name: tensor.contiguous() for name, tensor in fitted.tensors.items()}, metadata)
         guard_pass, distinct = base.judge.sample(data, held_out)
-        serving_guard, _ = base.judge.sample(serving, held_out)
+        serving_guard = before.metrics.get("guard_pass", 1.0) if before else 1.0  # approved clauses pass by their making
         in_graph, in_torch = base.judge.losses(data, held_out), fitted.after[:SCORED]
         judged = judge(
             held_out=(fitted.before, fitted.after),

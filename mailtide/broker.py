@@ -138,7 +138,8 @@ def start(settings: Settings) -> tuple[subprocess.Popen[bytes], str]:
     if not (folder / "data" / "meta.properties").exists():
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
         formatted = subprocess.run(
-            [*command, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)],
+            # joined by "=": an id that begins with "-" is taken for an option otherwise
+            [*command, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties)],
             capture_output=True,
             text=True,
             check=False,

@@ -24,7 +24,7 @@ from mailtide.up import ground
 from schemas.config import Settings
 from schemas.errors import MailtideError
 
-DAYS, CUSTOMERS = 364, 600  # the panel's year; as many households as 2 cores write for in minutes
+DAYS, CUSTOMERS = 364, 60  # the panel's year; as many households as 2 cores write every mail anew for in minutes
 MARK = "demo.started"  # stands in a home that a demo made, which a demo may empty again
 STATE = (
     "kafka",
@@ -41,7 +41,8 @@ STATE = (
     "profiles.db-shm",
 )
 OPEN_AT_MOST = 150  # intents without an outcome before the replay waits: mails belong to their day
-PATIENCE = 180.0  # seconds without any progress after which the demo gives up and says where it hangs
+ENOUGH_TO_LEARN, REFIT_PATIENCE = 40, 400.0  # outcomes from which a refit is waited for, and for how many seconds
+PATIENCE = 300.0  # seconds without any progress after which the demo gives up and says where it hangs
 
 
 @dataclass
@@ -98,9 +99,9 @@ def main(settings: Settings, days: int | None, customers: int | None, console: C
     started = time.monotonic()
     settings = msgspec.structs.replace(settings, clock="event")
     prepare(settings)
-    with console.status("Kafka, topics and the mail server"), ground(settings) as ready:
-        pass_on = ready
-        return _run(pass_on, days or DAYS, customers or CUSTOMERS, console, started)
+    console.print("starting Kafka, its topics and the mail server")
+    with ground(settings) as ready:
+        return _run(ready, days or DAYS, customers or CUSTOMERS, console, started)
 
 
 def _run(settings: Settings, days: int, customers: int, console: Console, started: float) -> dict[str, Any]:
@@ -156,10 +157,11 @@ async def _drive(
     published = await replay(settings, "complete-journey", days, customers, gate=gate)
     await until(lambda waiting: waiting == 0)
     progress.update(days_bar, completed=days)
-    while not seen.releases:  # a short replay ends before the first refit does
+    # A short replay ends before the first refit does; a very short one has too few examples for any.
+    last = time.monotonic() + (REFIT_PATIENCE if len(seen.outcomes) >= ENOUGH_TO_LEARN else 0.0)
+    while not seen.releases and time.monotonic() < last:
         supervisor.tick()
         show()
-        gauge.check(0, 0, len(seen.releases))
         await asyncio.sleep(0.2)
     await until(lambda waiting: waiting == 0)
     show()

@@ -16,7 +16,8 @@ from schemas.mail import iso
 
 DEMO_FITS = 1  # clusters that the demo refits while its mail flows
 DEMO = {
-    "min_examples": 48,
+    "min_examples": 32,
+    "interval": 30.0,
     "steps": 8,
     "batch": 4,
     "kl": 0.0,

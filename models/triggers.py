@@ -6,6 +6,8 @@ import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from models import features
 from models.conditions import Condition, compile_condition
 from models.facts import complete, of_event
@@ -135,7 +137,8 @@ def _candidates(state: State, rule: Rule, items: ItemsSnapshot | None, at: float
             for name, _score in recommend(items, owned, 5):
                 favourite = items.favourites.get(name)
                 if favourite:
-                    yield Found(rule, day, (_product.decode(favourite),))
+                    product = _product.decode(favourite)
+                    yield Found(rule, day, (msgspec.structs.replace(product, goods=goods(product.category, product.name)),))
                     return
     else:
         yield Found(rule, day, ())

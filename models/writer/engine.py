@@ -223,7 +223,8 @@ class Engine:
     def seconds_a_mail(self) -> float:
         """Measured so far; a guess before the first."""
         c = self.counters
-        return c.busy / c.mails if c.mails else 0.3
+        # Early on, the time of the mails still in the rows would be laid on the few that are finished.
+        return c.busy / c.mails if c.mails >= 2 * len(self._rows) else 0.3
 
     def close(self) -> None:
         with self._wake:

@@ -45,7 +45,7 @@ def test_data_outlives_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert second.kafka.bootstrap == first.kafka.bootstrap
     with broker.running(home) as again:
         consumer = KafkaConsumer(
-            "customer.events", bootstrap_servers=again.kafka.bootstrap, auto_offset_reset="earliest", consumer_timeout_ms=15000
+            "customer.events", bootstrap_servers=again.kafka.bootstrap, auto_offset_reset="earliest", consumer_timeout_ms=60000
         )
         assert next(consumer).value == b"kept"
         consumer.close()

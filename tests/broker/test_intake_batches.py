@@ -17,7 +17,7 @@ from streams.kafka import producer, reader
 pytestmark = pytest.mark.broker
 
 
-async def until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
+async def until(condition: Callable[[], bool], timeout: float = 60.0) -> None:
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, "condition did not come true"

@@ -97,7 +97,7 @@ async def committed(settings: Settings) -> int | None:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(90):
         while not await condition():
             await asyncio.sleep(0.1)
 

@@ -82,7 +82,7 @@ class Bench:
     def claims(self) -> list[Claim]:
         return [msgspec.json.decode(record.value, type=Claim) for record in reading.records(self.kafka, CLAIMS)]
 
-    async def outcomes(self, count: int, seconds: float = 30.0) -> dict[str, Delivery]:
+    async def outcomes(self, count: int, seconds: float = 60.0) -> dict[str, Delivery]:
         """By intent, once there are so many."""
         found = await until(lambda: (seen := self.deliveries()) and len(seen) >= count and seen, seconds)
         assert len(found) == len({delivery.intent_id for delivery in found}) == count
@@ -93,7 +93,7 @@ class Bench:
         return [message_from_bytes(file.read_bytes(), policy=policy.default) for file in sorted(files)]  # type: ignore[misc]
 
 
-async def until(found: Callable[[], Any], seconds: float = 30.0) -> Any:
+async def until(found: Callable[[], Any], seconds: float = 60.0) -> Any:
     """What ``found`` gives once it is something."""
     deadline = time.monotonic() + seconds
     while not (value := await asyncio.to_thread(found)):
@@ -134,7 +134,7 @@ async def serving(settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
         yield task
     finally:
         stop.set()
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, 60)
 
 
 @pytest.fixture

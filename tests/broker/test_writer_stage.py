@@ -78,8 +78,10 @@ class Reader:
 async def publishing(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
     made = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap)
     await made.start()
-    yield made
-    await made.stop()
+    try:
+        yield made
+    finally:
+        await made.stop()
 
 
 async def put(producer: AIOKafkaProducer, settings: Settings, *intents: Intent) -> None:

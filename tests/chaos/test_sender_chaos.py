@@ -94,7 +94,7 @@ class Fleet:
     def deliveries(self) -> list[Delivery]:
         return [msgspec.json.decode(record.value, type=Delivery) for record in reading.records(self.settings.kafka, DELIVERIES)]
 
-    async def until(self, found: Any, seconds: float = 60.0) -> Any:
+    async def until(self, found: Any, seconds: float = 90.0) -> Any:
         deadline = time.monotonic() + seconds
         while not (value := await asyncio.to_thread(found)):
             assert time.monotonic() < deadline, "the condition did not come true in time"

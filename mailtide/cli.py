@@ -16,7 +16,7 @@ from rich.table import Table
 from mailtide import logs
 from mailtide import settings as reading_settings
 from schemas.config import Settings
-from schemas.errors import MailtideError
+from schemas.errors import MailtideError, SettingsError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 topics_app = typer.Typer(no_args_is_help=True, help="The topics as declared, and how a cluster differs.")
@@ -81,7 +81,12 @@ def worker(
 ) -> None:
     """One stream worker; start more, anywhere, to scale out."""
     from mailtide.worker import main as run_worker
+    from mailtide.worker import stages as named
 
+    try:
+        named(stages)
+    except SettingsError as error:
+        raise typer.BadParameter(str(error), param_hint="--stages") from error
     run_worker(_settings(clock), stages)
 
 

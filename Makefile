@@ -19,7 +19,7 @@ chaos: install
 	$(BIN)/python -m tests.chaos
 
 bench: install
-	$(UV) pip install -q --extra bench -r pyproject.toml
+	$(UV) pip install -q --system-certs --extra bench -r pyproject.toml
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 lint: install
@@ -33,12 +33,12 @@ install: $(VENV)/.installed
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv==0.13.8
-	$(UV) pip sync -q --python $(BIN)/python requirements.lock
-	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
+	$(UV) pip sync -q --system-certs --python $(BIN)/python requirements.lock
+	$(UV) pip install -q --system-certs --python $(BIN)/python --no-deps -e .
 	touch $@
 
 lock:
-	$(UV) pip compile -q --universal --generate-hashes --extra train --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
+	$(UV) pip compile -q --system-certs --universal --generate-hashes --extra train --extra dev --no-header --no-annotate pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf $(VENV) .mailtide

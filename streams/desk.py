@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from schemas.mail import Draft
+from schemas.mail import Delivery, Draft
 from streams.ledger import Ledger
 
 ASK_AGAIN = 5.0  # seconds after which a draft that waits for intake is asked whether it has expired
@@ -36,7 +36,8 @@ class Desk:
     position: int = -1  # next offset to read; -1 before the first record
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     sending: set[asyncio.Task[None]] = field(default_factory=set)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # one transaction at a time
+    outcomes: dict[str, Delivery] = field(default_factory=dict)  # by intent, to be written by the next transaction
     _open: set[int] = field(default_factory=set)
     _lowest: list[int] = field(default_factory=list)
     _intents: set[str] = field(default_factory=set)

@@ -8,8 +8,9 @@ For each partition, in this order, which is what makes "never twice" hold:
 
 A draft's offset is committed after its outcome is acknowledged. DATA follows its
 claim by less than half a session timeout, and an outcome is written only by a
-worker that Kafka has confirmed as the owner as lately: a worker that was asleep
-finds its claims too old and the partition gone.
+worker that Kafka has confirmed as the owner as lately, through the producer that
+the next owner fences: a worker that was asleep finds its claims too old and the
+partition gone, and what it was about to write never shows.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class Sender(ConsumerRebalanceListener):
 
     @property
     def producer(self) -> AIOKafkaProducer:
-        """Writes outcomes and examples."""
+        """Writes examples."""
         if self._producer is None:
             raise KafkaUnavailable("the sender isn't started")
         return self._producer
@@ -222,8 +223,8 @@ class Sender(ConsumerRebalanceListener):
         desk = self.desks[number] = Desk(number, ledger, claimer)
         desk.checked = started
         orphans = list(ledger.claims.values())
-        for claim in orphans:
-            await self._record(desk, orphan(claim, iso(self._now(claim.draft)), self.settings.shop), None)
+        ends = (orphan(claim, iso(self._now(claim.draft)), self.settings.shop) for claim in orphans)
+        await asyncio.gather(*(self._record(desk, end, None) for end in ends))
         drafts, gates = (TopicPartition(self.kafka.topic(name), number) for name in (DRAFTS, GATE))
         self.consumer.seek(gates, gate)
         self.consumer.resume(drafts, gates)
@@ -365,10 +366,23 @@ class Sender(ConsumerRebalanceListener):
             await asyncio.sleep(0.05)
         if delivery.intent_id in desk.ledger.ended:
             return
-        await self.producer.send_and_wait(self.kafka.topic(DELIVERIES), encode(delivery), delivery.customer.encode(), desk.number)
-        desk.ledger.outcome(delivery)
+        desk.outcomes[delivery.intent_id] = delivery
+        await asyncio.shield(self._write(desk, delivery.intent_id))  # cancelled in mid-commit it would be written again
         if job is not None:
             desk.done(job)
+
+    async def _write(self, desk: Desk, intent: str) -> None:
+        """Outcomes that meet here share a transaction: a worker that falls asleep between asking and writing is fenced, as with claims."""
+        async with desk.lock:
+            if intent in desk.ledger.ended:
+                return  # another's transaction took it along
+            together = list(desk.outcomes.values())
+            async with desk.claimer.transaction():
+                for delivery in together:
+                    await desk.claimer.send(self.kafka.topic(DELIVERIES), encode(delivery), delivery.customer.encode(), desk.number)
+            for delivery in together:
+                desk.ledger.outcome(delivery)
+                del desk.outcomes[delivery.intent_id]
 
     async def commit(self) -> None:
         """Commit what has ended; that Kafka takes it says that the partitions are ours."""

@@ -21,7 +21,7 @@ from mailtide.processes import spawn, stop
 from schemas.config import Settings, kafka_python_options
 from schemas.errors import KafkaUnavailable
 
-START_SECONDS = 60.0  # a cold 2-core machine takes 5
+START_SECONDS = 120.0  # a cold 2-core machine takes 5, a crowded one 30; a broker that dies is noticed at once
 STOP_SECONDS = 20.0
 
 PROPERTIES = """\

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def kafka_jars(wanted: str = f"{KAFKA}+{LOGGING}") -> list[Path]:
     from jgo.env import EnvironmentBuilder
     from jgo.maven import MavenContext, PythonResolver
 
+    trusted = ssl.get_default_verify_paths().cafile
+    if trusted:
+        os.environ.setdefault("REQUESTS_CA_BUNDLE", trusted)  # what the machine trusts, a company's own authority among it
     try:
         context = MavenContext(resolver=PythonResolver(), repo_cache=cache() / "kafka" / "repository")
         built = EnvironmentBuilder(context, cache_dir=cache() / "kafka" / "environments").from_endpoint(wanted)

@@ -142,7 +142,7 @@ class Flock:
         seen = self.follower.seen
         return sum(seen.applied.values()) if worker == "intake" else len(seen.outcomes)
 
-    def until(self, true: Callable[[], bool], patience: float = 90.0) -> None:
+    def until(self, true: Callable[[], bool], patience: float = 180.0) -> None:
         deadline = time.monotonic() + patience
         while not true():
             for worker, process in self.processes.items():

@@ -7,7 +7,7 @@ import pytest
 from schemas.config import Settings
 from tests.chaos.killing import WORKERS, disturbed
 
-pytestmark = [pytest.mark.broker, pytest.mark.chaos]
+pytestmark = [pytest.mark.broker, pytest.mark.chaos, pytest.mark.timeout(600)]  # a busy machine starts a worker in half a minute
 
 
 def test_kills_change_nothing_that_is_counted_or_sent(settings: Settings) -> None:

@@ -186,7 +186,7 @@ class Pass:
     def _look(self, customer: str, state: State, at: float, result: Result) -> None:
         self._mature(customer, state, at, result)
         values = features.visit_vector(state, at, self.shop.timezone)
-        if self.rhythm is not None:
+        if self.rhythm is not None and len(self.rhythm.weights[0]) == len(values):  # weights of another version's features say nothing
             state.chances = [round(chance, 4) for chance in rhythm.predict(self.rhythm, values)]
         if len(state.pending) < PENDING:
             state.pending.append(Pending(at, [round(value, 4) for value in values]))
@@ -328,6 +328,7 @@ def describe(data: bytes, now: float) -> dict[str, Any]:
         "cluster": state.cluster,
         "predictions": dict(zip(("p_visit_7d", "p_visit_14d", "p_visit_30d"), state.chances, strict=False)),
         "timers": [{"trigger": timer.trigger, "at": iso(timer.at), "occurrence": timer.occurrence} for timer in state.timers],
+        "open_intents": [{"intent_id": one.intent_id, "trigger": one.trigger, "condition_gone": one.gone} for one in state.opens],
         "next_look": iso(state.look) if state.look < NEVER else None,
         "state_bytes": len(data),
     }

@@ -40,8 +40,12 @@ class Rule:
 
 def compile_rules(triggers: tuple[Trigger, ...] | list[Trigger]) -> list[Rule]:
     """Rules of the enabled triggers, by priority. SettingsError names the trigger and the mend."""
-    rules = []
+    rules: list[Rule] = []
+    names: set[str] = set()
     for trigger in triggers:
+        if trigger.name in names:
+            raise SettingsError(f"trigger {trigger.name!r} stands twice: give one another name")
+        names.add(trigger.name)
         if trigger.on != LOOK and trigger.on not in KINDS:
             raise SettingsError(f"trigger {trigger.name!r}: on = {trigger.on!r} is no event; choose one of {', '.join(KINDS)} or {LOOK!r}")
         for name in trigger.cancel_on:

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from schemas.mail import Delivery, Draft
+from schemas.mail import Delivery, Draft, encode
 from streams.ledger import Ledger
 
 ASK_AGAIN = 5.0  # seconds after which a draft that waits for intake is asked whether it has expired
@@ -63,6 +63,19 @@ class Desk:
         """The intent has its outcome on ``email.deliveries``."""
         self._open.discard(job.offset)
         self._intents.discard(job.draft.intent.intent_id)
+
+    async def write(self, topic: str, intent: str) -> None:
+        """The outcomes that meet here share a transaction, fenced as claims are: for a worker that sleeps between asking and writing."""
+        async with self.lock:
+            if intent in self.ledger.ended:
+                return  # another's transaction took it along
+            together = list(self.outcomes.values())
+            async with self.claimer.transaction():
+                for delivery in together:
+                    await self.claimer.send(topic, encode(delivery), delivery.customer.encode(), self.number)
+            for delivery in together:
+                self.ledger.outcome(delivery)
+                del self.outcomes[delivery.intent_id]
 
     def committable(self) -> int:
         """Every draft below has ended; -1 where nothing was read."""

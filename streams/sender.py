@@ -367,22 +367,10 @@ class Sender(ConsumerRebalanceListener):
         if delivery.intent_id in desk.ledger.ended:
             return
         desk.outcomes[delivery.intent_id] = delivery
-        await asyncio.shield(self._write(desk, delivery.intent_id))  # cancelled in mid-commit it would be written again
+        # cancelled in mid-commit it would be written again
+        await asyncio.shield(desk.write(self.kafka.topic(DELIVERIES), delivery.intent_id))
         if job is not None:
             desk.done(job)
-
-    async def _write(self, desk: Desk, intent: str) -> None:
-        """Outcomes that meet here share a transaction: a worker that falls asleep between asking and writing is fenced, as with claims."""
-        async with desk.lock:
-            if intent in desk.ledger.ended:
-                return  # another's transaction took it along
-            together = list(desk.outcomes.values())
-            async with desk.claimer.transaction():
-                for delivery in together:
-                    await desk.claimer.send(self.kafka.topic(DELIVERIES), encode(delivery), delivery.customer.encode(), desk.number)
-            for delivery in together:
-                desk.ledger.outcome(delivery)
-                del desk.outcomes[delivery.intent_id]
 
     async def commit(self) -> None:
         """Commit what has ended; that Kafka takes it says that the partitions are ours."""

@@ -14,6 +14,7 @@ def configure(level: str) -> None:
     # The streams' libraries tell every step of a rebalance; their warnings are enough for an operator.
     logging.basicConfig(level=max(threshold, logging.WARNING), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)  # says of every busy moment that it was one
+    logging.getLogger("jgo").setLevel(logging.ERROR)  # looks a Java up that we don't need, in vain, and says so at length
     renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[

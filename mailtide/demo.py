@@ -158,7 +158,8 @@ async def _drive(
     await until(lambda waiting: waiting == 0)
     progress.update(days_bar, completed=days)
     # A short replay ends before the first refit does; a very short one has too few examples for any.
-    last = time.monotonic() + (REFIT_PATIENCE if len(seen.outcomes) >= ENOUGH_TO_LEARN else 0.0)
+    learnable = seen.snapshot is not None and len(seen.outcomes) >= ENOUGH_TO_LEARN
+    last = time.monotonic() + (REFIT_PATIENCE if learnable else 0.0)
     while not seen.releases and time.monotonic() < last:
         supervisor.tick()
         show()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,7 @@ STATE = (
     "profiles.db-shm",
 )
 OPEN_AT_MOST = 150  # intents without an outcome before the replay waits: mails belong to their day
-ENOUGH_TO_LEARN, REFIT_PATIENCE = 40, 400.0  # outcomes from which a refit is waited for, and for how many seconds
+ENOUGH_TO_LEARN, REFIT_PATIENCE = 12, 400.0  # sent mails of a cluster from which its refit is waited for, and for how many seconds
 PATIENCE = 300.0  # seconds without any progress after which the demo gives up and says where it hangs
 
 
@@ -158,7 +159,8 @@ async def _drive(
     await until(lambda waiting: waiting == 0)
     progress.update(days_bar, completed=days)
     # A short replay ends before the first refit does; a very short one has too few examples for any.
-    learnable = seen.snapshot is not None and len(seen.outcomes) >= ENOUGH_TO_LEARN
+    taught = Counter(mail.cluster for mail in list(seen.outcomes.values()) if mail.status == "sent" and mail.cluster)
+    learnable = max(taught.values(), default=0) >= ENOUGH_TO_LEARN
     last = time.monotonic() + (REFIT_PATIENCE if learnable else 0.0)
     while not seen.releases and time.monotonic() < last:
         supervisor.tick()

@@ -40,7 +40,7 @@ def stream(seed: int, customers: int = 15, days: int = 42) -> Told:
     chance = random.Random(seed)
     found: list[tuple[float, str, dict[str, Any]]] = []
     for number in range(customers):
-        name, traits = f"c{number}", {"email": f"c{number}@customers.example.com", "firstName": "Ann", "consent": True}
+        name, traits = f"c{number}", {"email": f"c{number}@customers.example.com", "firstName": "Ann", "consent": {"marketing": True}}
         found.append((START + number, name, {"type": "identify", "traits": traits}))
         for day in range(days):
             at = START + day * DAY + 60 + chance.randrange(6 * 3600)
@@ -142,6 +142,10 @@ class Flock:
         seen = self.follower.seen
         return sum(seen.applied.values()) if worker == "intake" else len(seen.outcomes)
 
+    def settled(self) -> bool:
+        """Whether intake applied all that is published and every intent has its outcome."""
+        return self.follower.intake_lag(self.follower.event_ends()) == 0 and self.follower.seen.open_intents == 0
+
     def until(self, true: Callable[[], bool], patience: float = 180.0) -> None:
         deadline = time.monotonic() + patience
         while not true():
@@ -160,7 +164,8 @@ def disturbed(settings: Settings, seed: int, victims: tuple[str, ...]) -> Outcom
             before = flock.progress(victim) if victim else 0
             asyncio.run(flock.publish(told[place * part : (place + 1) * part]))
             if victim:
-                flock.until(lambda victim=victim, before=before: flock.progress(victim) > before)  # type: ignore[misc]
+                # A part may bring no new mail: then the victim dies idle.
+                flock.until(lambda victim=victim, before=before: flock.progress(victim) > before or flock.settled())  # type: ignore[misc]
                 time.sleep(chance.uniform(0.0, 0.3))  # the random moment: the fault itself, no wait for anything
                 flock.kill(victim)
                 flock.start(victim)

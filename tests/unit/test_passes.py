@@ -4,6 +4,7 @@ import itertools
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,6 +96,15 @@ def test_a_state_survives_its_bytes_and_names_its_offset(stream: list[tuple[int,
     for customer, data in world.states.items():
         assert dump(load_state(data)) == data
         assert applied_offset(data) == max(e.offset for e in events if e.customer == customer)
+
+
+def test_an_offset_counts_once_also_where_producers_give_no_message_id() -> None:
+    world = World(CARE)
+    events = [msgspec.structs.replace(event(n, START + n, "Product Viewed"), message_id="") for n in range(5)]
+    world.run(*events)
+    before = dict(world.states)
+    world.run(*events[2:])
+    assert world.states == before
 
 
 def test_the_same_message_counts_once() -> None:

@@ -54,14 +54,14 @@ def _put(values: dict[str, str], name: str, value: str) -> None:
 
 
 def complete(state: State, now: float, trigger: Trigger, products: tuple[Product, ...], values: dict[str, str] | None = None) -> Facts:
-    """Add the configured offer, the situation's tags and the bands."""
+    """Add the configured offer and the situation's tags."""
     values = dict(values or {})
     if trigger.code:
         values["coupon_code"] = trigger.code
         if trigger.offer:
             values["offer"] = trigger.offer
     known = named(state, now)
-    return Facts(products=products, values=values, situation=situation(state, known), bands=bands(known))
+    return Facts(products=products, values=values, situation=situation(state, known))
 
 
 def situation(state: State, known: dict[str, float]) -> tuple[str, ...]:
@@ -83,10 +83,3 @@ def situation(state: State, known: dict[str, float]) -> tuple[str, ...]:
     if state.orders.last_lines:
         tags += ["single_item"] if state.orders.last_lines == 1 else ["many_items"] if state.orders.last_lines >= 8 else []
     return tuple(tags)
-
-
-def bands(known: dict[str, float]) -> dict[str, str]:
-    """Coarse words in place of numbers: all that the writer's prompt sees of them."""
-    gap = known["mean_gap"]
-    often = "often" if 0 < gap <= 7 else "now and then" if gap <= 30 else "rarely"
-    return {"visits": often} if known["visits"] > 1 else {}

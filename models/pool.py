@@ -9,12 +9,13 @@ import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from models.prompt import Prompt
 from models.writer.automaton import Written
 
 SPECIAL = 0.5  # nats a token that a draft gains by clauses for these very goods and this situation
 KEYS = 4000  # prompts kept; the one that was asked for longest ago goes first
 
-Key = tuple[str, str]  # rendered prompt, release id
+Key = tuple[Prompt, str]  # context, release id
 
 
 @dataclass(slots=True)
@@ -109,7 +110,7 @@ class Pool:
     def hungry(self) -> Key | None:
         """The prompt most in demand whose shelf isn't full; None where all that were asked for twice are."""
         lacking = [(shelf.asked, key) for key, shelf in self._shelves.items() if shelf.asked > 1 and shelf.offered < self.goal]
-        return max(lacking)[1] if lacking else None
+        return max(lacking, key=lambda pair: pair[0])[1] if lacking else None
 
     def keep_releases(self, serving: set[str]) -> int:
         """Drop shelves of releases that serve no more; how many went."""

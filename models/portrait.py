@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 # (feature, sign, noun): the trait that stands out most names the cluster.
@@ -16,6 +17,7 @@ NOUNS = (
     ("log_gap", 1.0, "occasional shoppers"),
 )
 STANDS_OUT = 0.4  # standard deviations from the mean
+_OFTEN = re.compile(r" every (?:day|\d+ days|\d+ months)$")
 
 
 def describe(centres: Sequence[Mapping[str, float]], raws: Sequence[Mapping[str, float]]) -> list[str]:
@@ -42,3 +44,8 @@ def _habit(centre: Mapping[str, float], raw: Mapping[str, float]) -> str:
 def _every(days: float) -> str:
     whole = round(days)
     return "every day" if whole <= 1 else f"every {whole} days" if whole < 60 else f"every {round(days / 30)} months"
+
+
+def lasting(description: str) -> str:
+    """The description without its rhythm: a centre that moves by a day must not change what the words depend on."""
+    return _OFTEN.sub("", description)

@@ -67,14 +67,12 @@ class Product(msgspec.Struct, frozen=True, omit_defaults=True):
 class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
     """All that a mail may state. ``values`` fill further slots by name ("coupon_code": "SAVE5", "order_date": "3 March").
 
-    ``situation`` holds tags that clauses may ask for ("first_order", "coupon_user", "long_gone");
-    ``bands`` are coarse words in place of numbers, the only measure that the writer's prompt sees.
+    ``situation`` holds tags that clauses may ask for ("first_order", "coupon_user", "long_gone").
     """
 
     products: tuple[Product, ...] = ()
     values: dict[str, str] = {}
     situation: tuple[str, ...] = ()
-    bands: dict[str, str] = {}
 
 
 class Intent(msgspec.Struct, frozen=True):
@@ -116,6 +114,7 @@ class Draft(msgspec.Struct, frozen=True):
     choices: tuple[Choice, ...] = ()
     guard: dict[str, str] = {}  # verdict by rule: "ok", or what it refused
     written: str = ""
+    prompt: str = ""  # the very text that the model saw
 
 
 class Delivery(msgspec.Struct, frozen=True, omit_defaults=True):

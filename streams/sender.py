@@ -31,10 +31,10 @@ from models.message import Mail, check_shop, signer
 from schemas.config import Settings
 from schemas.errors import KafkaUnavailable, SettingsError
 from schemas.mail import Claim, Delivery, Draft, decoder, encode, iso
-from schemas.topics import CLAIMS, DELIVERIES, DRAFTS, EVENTS, GATE
+from schemas.topics import CLAIMS, DELIVERIES, DRAFTS, EVENTS, EXAMPLES, GATE
 from streams.desk import Desk, Job, finish, wait
 from streams.ends import Ends
-from streams.examples import Examples
+from streams.examples import example_of
 from streams.kafka import connection, producer
 from streams.ledger import delivery_of, orphan, recover
 from streams.letters import Letter, Letters
@@ -77,7 +77,6 @@ class Sender(ConsumerRebalanceListener):
         self.log = log.bind(group=self.kafka.prefix + GROUP, worker=worker_id)
         self.letters = Letters(settings, signer(settings.smtp))
         self.mailer = Mailer(settings.smtp)
-        self.examples = Examples(settings.kafka)
         self.desks: dict[int, Desk] = {}
         self.tasks: dict[int, asyncio.Task[None]] = {}
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -99,7 +98,6 @@ class Sender(ConsumerRebalanceListener):
         """Connect and join the group."""
         await self.letters.start()
         self._producer = await producer(self.kafka, linger_ms=2)
-        await self.examples.start()
         self.consumer.subscribe([self.kafka.topic(DRAFTS), self.kafka.topic(GATE)], listener=self)
         try:
             await self.consumer.start()
@@ -117,7 +115,6 @@ class Sender(ConsumerRebalanceListener):
         """Finish what is on its way, commit, leave the group."""
         await self._leave(list(self.desks))
         await self.consumer.stop()
-        await self.examples.close()
         if self._producer is not None:
             await self._producer.stop()
         await self.mailer.close()
@@ -346,7 +343,7 @@ class Sender(ConsumerRebalanceListener):
         if ended is not None:
             await self._record(desk, ended, job)
             if ended.status == "sent":
-                await self.examples.put(self.producer, draft, at)
+                await self.producer.send(self.kafka.topic(EXAMPLES), encode(example_of(draft, at)), draft.intent.cluster.encode())
             return
         await self._claim(desk, [self._claim_of(job, withdrawn=True)])
         job.attempts += answer.kind == "later"

@@ -25,7 +25,7 @@ import msgspec
 from models.guard import check, passes
 from models.phrasebook.book import Book
 from models.pool import Key, Pool
-from models.prompt import Prompt, prompt_of, render
+from models.prompt import Prompt, narrow, prompt_of, render
 from models.slots import ALWAYS
 from models.writer import Adapter, Engine, Free, Guided, Model, Request, Walk, Written, locate, precision_for, prepare
 from schemas.config import Settings
@@ -54,7 +54,7 @@ class Job:
 
     def __init__(self, intent: Intent, batch: _Open, prompt: Prompt, release: str, adapter: Adapter | None) -> None:
         self.intent, self.batch, self.prompt, self.release, self.adapter = intent, batch, prompt, release, adapter
-        self.key: Key = (render(prompt), release)
+        self.key: Key = (prompt, release)
 
     def __lt__(self, other: Job) -> bool:
         return (self.intent.priority, self.intent.due) < (other.intent.priority, other.intent.due)
@@ -90,7 +90,7 @@ class Desk:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._filling = 0
-        self._asked: OrderedDict[Key, tuple[Prompt, Adapter | None]] = OrderedDict()
+        self._asked: OrderedDict[Key, Adapter | None] = OrderedDict()
 
     def stats(self) -> dict[str, Any]:
         """Counters since the start."""
@@ -119,7 +119,7 @@ class Desk:
                 log.error("intent skipped: %s", error, extra={"partition": batch.partition, "offset": record.offset})
                 opened.one()
                 continue
-            prompt = prompt_of(intent, self.descriptions.get(intent.cluster, ""))
+            prompt = narrow(prompt_of(intent, self.descriptions.get(intent.cluster, "")), self.book)
             release, adapter = self.releases.choose(intent.cluster, intent.intent_id)
             heapq.heappush(self.waiting, Job(intent, opened, prompt, release, adapter))
         self.wake.set()
@@ -136,6 +136,8 @@ class Desk:
         """A record of ``model.releases``: from the next mail on."""
         if self.releases.apply(value):
             self.pool.keep_releases(self.releases.serving())
+            for key in [key for key in self._asked if key[1] not in self.releases.serving()]:
+                del self._asked[key]
 
     # -- what goes out ------------------------------------------------------------------------------
 
@@ -205,7 +207,7 @@ class Desk:
     def _note(self, job: Job) -> None:
         """Remember that a prompt is in demand, and how to write more for it."""
         self.pool.ask(job.key)
-        self._asked[job.key] = (job.prompt, job.adapter)
+        self._asked[job.key] = job.adapter
         self._asked.move_to_end(job.key)
         while len(self._asked) > ASKED:
             self._asked.popitem(last=False)
@@ -252,7 +254,7 @@ class Desk:
         verdicts: dict[str, str] = {}
         for attempt in range(2):
             try:
-                found = await self._write(job.prompt, job.adapter, _seed(job.intent.intent_id, attempt), job.intent.priority, job.key)
+                found = await self._write(job.prompt, job.adapter, _seed(job.intent.intent_id, attempt), job.intent.priority)
             except ModelError as error:
                 log.warning("a mail was not written: %s", error)
                 verdicts = {"writer": str(error)}
@@ -270,9 +272,7 @@ class Desk:
             self.refused.update(rule for rule, verdict in verdicts.items() if verdict != "ok")
         await self._template(job, verdicts)
 
-    async def _write(
-        self, prompt: Prompt, adapter: Adapter | None, seed: int, priority: int, key: Key
-    ) -> tuple[Written, dict[str, str]] | None:
+    async def _write(self, prompt: Prompt, adapter: Adapter | None, seed: int, priority: int) -> tuple[Written, dict[str, str]] | None:
         """One draft with its verdicts (``free``: the best of several); None where the book has no chapter for the trigger."""
         w = self.settings.writer
         if prompt.trigger not in self.book.chapters:
@@ -287,7 +287,7 @@ class Desk:
             return Guided(words, self.book, *kinds, seed=number, temperature=w.temperature, explore=w.explore)
 
         count = w.pool_oversample if w.mode == "free" else 1
-        tokens = words.encode(key[0])
+        tokens = words.encode(render(prompt))
         asked = [self.engine.submit(Request(tokens, functools.partial(walk, seed + i), adapter, priority)) for i in range(count)]
         drafts = await asyncio.gather(*(asyncio.wrap_future(one) for one in asked))
         judged = [(draft, check(draft.text, slots, prompt.trigger)) for draft in drafts]
@@ -308,7 +308,7 @@ class Desk:
     async def _send(self, job: Job, text: str, origin: Origin, seed: int, choices: tuple[Choice, ...], guard: dict[str, str]) -> None:
         release = job.release if origin != "template" else "base"
         mode = self.settings.writer.mode if origin != "template" else "guided"
-        draft = Draft(job.intent, text, origin, mode, release, seed, choices, guard, iso(time.time()))
+        draft = Draft(job.intent, text, origin, mode, release, seed, choices, guard, iso(time.time()), render(job.prompt))
         topic = self.settings.kafka.topic(DRAFTS)
         await (await self.outbox.send(topic, encode(draft), job.intent.customer.encode(), partition=job.batch.batch.partition))
         self.origins[origin] += 1
@@ -319,15 +319,14 @@ class Desk:
     def _fill(self) -> None:
         """Write ahead for the prompt most in demand."""
         key = self.pool.hungry()
-        known = self._asked.get(key) if key else None
-        if key and known:
+        if key is not None and key in self._asked:
             for _ in range(min(self.engine.rows, self.pool.wants(key))):
                 self._filling += 1
-                self._start(self._ahead(key, *known, self._filling))
+                self._start(self._ahead(key, self._asked[key], self._filling))
 
-    async def _ahead(self, key: Key, prompt: Prompt, adapter: Adapter | None, number: int) -> None:
+    async def _ahead(self, key: Key, adapter: Adapter | None, number: int) -> None:
         try:
-            found = await self._write(prompt, adapter, _seed(f"{key}", number), 9, key)
+            found = await self._write(key[0], adapter, _seed(f"{key}", number), 9)
         except (ModelError, asyncio.CancelledError):
             return
         if found and passes(found[1]):

@@ -37,7 +37,7 @@ def adapter(model: Model, tmp_path_factory: pytest.TempPathFactory) -> adapters.
 
 def ask(engine: Engine, seed: int, adapter: adapters.Adapter | None = None, about: str = "", explore: float = 0.0) -> Future[Written]:
     words = engine.model.words
-    prompt = Prompt("welcome", "warm", "en", "c0", about, "coffee_tea", ("first_order",), ("product_1",), ())
+    prompt = Prompt("welcome", "warm", "en", about, "coffee_tea", ("first_order",), ("product_1",))
 
     def walk() -> Guided:
         return Guided(words, BOOK, "welcome", "warm", {"product_1"}, "coffee_tea", ("first_order",), seed=seed, explore=explore)
@@ -73,7 +73,7 @@ def test_propensities_are_the_models(model: Model, engine: Engine) -> None:
     got = ask(engine, 3).result(60)
     words = model.words
     walk = Guided(words, BOOK, "welcome", "warm", {"product_1"}, "coffee_tea", ("first_order",), seed=3, explore=0.0)
-    prompt = Prompt("welcome", "warm", "en", "c0", "", "coffee_tea", ("first_order",), ("product_1",), ())
+    prompt = Prompt("welcome", "warm", "en", "", "coffee_tea", ("first_order",), ("product_1",))
     tokens = [*words.encode(render(prompt)), *walk.start()]
     p = 1.0
     while "subject" not in walk.said:

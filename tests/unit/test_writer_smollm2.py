@@ -95,7 +95,7 @@ def test_parity_with_transformers_and_peft(base: Base, fp32: Model, folder: Path
 def test_mails_pass_the_guard_and_are_the_same_in_any_mix(int8: Model) -> None:
     engine = Engine(int8, rows=4)
     slots = {"product_1", "order_date"}
-    prompt = Prompt("replenishment", "warm", "en", "c0", "regular", "coffee_tea", ("regular",), tuple(sorted(slots)), ())
+    prompt = Prompt("replenishment", "warm", "en", "regular", "coffee_tea", ("regular",), tuple(sorted(slots)))
     tokens = int8.words.encode(render(prompt))
 
     def walk(seed: int) -> Guided:

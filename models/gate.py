@@ -95,6 +95,16 @@ def _final(intent: Intent, standing: Standing | None, history: History, now: flo
     """Rules 1 to 8."""
     if history.ended:
         return "duplicate"
+    refused = _refused(standing, marketing)
+    if refused is not None:
+        return refused
+    if gone:
+        return "condition_gone"
+    return "expired" if now >= seconds(intent.expires) else None
+
+
+def _refused(standing: Standing | None, marketing: bool) -> Reason | None:
+    """Rules 2 to 6."""
     if standing is not None:
         if marketing and standing.unsubscribed:
             return "unsubscribed"
@@ -104,11 +114,12 @@ def _final(intent: Intent, standing: Standing | None, history: History, now: flo
             return "bounced"
     if marketing and (standing is None or not standing.consent):
         return "no_consent"
-    if standing is None or not standing.address:
-        return "no_address"
-    if gone:
-        return "condition_gone"
-    return "expired" if now >= seconds(intent.expires) else None
+    return "no_address" if standing is None or not standing.address else None
+
+
+def foreseen(standing: Standing, customer: str, marketing: bool, holdout: float) -> Reason | None:
+    """What the gate will say of a mail unless the standing changes: no model's time is worth such a mail."""
+    return _refused(standing, marketing) or ("holdout" if marketing and held_out(customer, holdout) else None)
 
 
 def _ignores_cap(intent: Intent, sending: SendingSettings) -> bool:

@@ -18,7 +18,7 @@ import msgspec
 
 from models import clusters, features, rhythm
 from models.features import DAY, named
-from models.gate import quiet_until
+from models.gate import foreseen, quiet_until
 from models.state import NEVER, PENDING, RECENT, RECENT_MOST, RECENT_SECONDS, Open, Pending, State, Timer, applied_offset, dump, load
 from models.state import next_timer as due
 from models.triggers import Rule, compile_rules, looked, started, timer_of
@@ -127,18 +127,7 @@ class Pass:
         if event.kind == "identify" and event.traits:
             result.identifies.append((event.customer, event.traits))
         if features.standing(state, event):
-            own = state.standing
-            result.gate.append(
-                Standing(
-                    event.customer,
-                    own.consent and not own.unsubscribed,
-                    own.address,
-                    own.unsubscribed,
-                    own.bounced,
-                    own.complained,
-                    own.timezone,
-                )
-            )
+            result.gate.append(_standing(event.customer, state))
         if basket is not None:
             result.learning.append(encode(basket))
             self._place(event.customer, state, event.at, result)
@@ -234,6 +223,7 @@ class Pass:
                 priority=trigger.priority,
                 tone=trigger.tone or _tone(customer, trigger.name),
                 locale=state.standing.locale or self.shop.locale,
+                foreseen=foreseen(_standing(customer, state), customer, trigger.marketing, self.sending.holdout),
             )
         )
         state.opens.append(Open(name, trigger.name, timer.since, expires, timer.at + ATTRIBUTION, category))
@@ -299,6 +289,13 @@ def _basket(state: State, event: Event, shop: ShopSettings) -> Basket | None:
     owned = tuple(name for name in state.categories)
     return Basket(
         event.customer, new, owned, {name: tuple(each) for name, each in products.items()}, iso(event.at), state.visits.first or event.at
+    )
+
+
+def _standing(customer: str, state: State) -> Standing:
+    own = state.standing
+    return Standing(
+        customer, own.consent and not own.unsubscribed, own.address, own.unsubscribed, own.bounced, own.complained, own.timezone
     )
 
 

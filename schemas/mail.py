@@ -92,6 +92,7 @@ class Intent(msgspec.Struct, frozen=True):
     tone: str = ""
     locale: str = "en"
     propensity: float = 1.0  # of the tone, where a bandit chose it
+    foreseen: Reason | None = None  # why the gate will suppress it unless the standing changes: the model writes nothing for it
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -109,7 +110,7 @@ class Draft(msgspec.Struct, frozen=True):
     text: str
     origin: Origin
     mode: Mode
-    release: str  # release id, "base" where no adapter served
+    release: str  # that served the cluster when the mail was begun (a template's too), "base" where no adapter did
     seed: int
     choices: tuple[Choice, ...] = ()
     guard: dict[str, str] = {}  # verdict by rule: "ok", or what it refused

@@ -17,6 +17,7 @@ import logging
 import os
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +133,9 @@ class Desk:
                 self._epoch = snapshot.epoch
                 self.descriptions = {cluster.id: cluster.description for cluster in snapshot.clusters}
 
-    def released(self, value: bytes) -> None:
-        """A record of ``model.releases``: from the next mail on."""
-        if self.releases.apply(value):
+    async def released(self, value: bytes) -> None:
+        """A record of ``model.releases``: from the next mail on. Mails go on while it loads."""
+        if await asyncio.to_thread(self.releases.apply, value):
             self.pool.keep_releases(self.releases.serving())
             for key in [key for key in self._asked if key[1] not in self.releases.serving()]:
                 del self._asked[key]
@@ -188,7 +189,10 @@ class Desk:
             heapq.heappush(self.waiting, job)
 
     def _at_once(self, job: Job) -> bool:
-        """Serve without the model where that is right: expired, or the pool holds enough."""
+        """Serve without the model where that is right: bound to be suppressed, expired, or the pool holds enough."""
+        if job.intent.foreseen is not None:
+            self._start(self._template(job, {"writer": f"not written: {job.intent.foreseen}"}))
+            return True
         if _expired(self.settings, job.intent, time.time()):
             self._start(self._template(job, {"writer": "expired before it was written"}))
             return True
@@ -306,9 +310,8 @@ class Desk:
         await self._send(job, text, "template", 0, choices, verdicts)
 
     async def _send(self, job: Job, text: str, origin: Origin, seed: int, choices: tuple[Choice, ...], guard: dict[str, str]) -> None:
-        release = job.release if origin != "template" else "base"
         mode = self.settings.writer.mode if origin != "template" else "guided"
-        draft = Draft(job.intent, text, origin, mode, release, seed, choices, guard, iso(time.time()), render(job.prompt))
+        draft = Draft(job.intent, text, origin, mode, job.release, seed, choices, guard, iso(time.time()), render(job.prompt))
         topic = self.settings.kafka.topic(DRAFTS)
         await (await self.outbox.send(topic, encode(draft), job.intent.customer.encode(), partition=job.batch.batch.partition))
         self.origins[origin] += 1
@@ -372,8 +375,8 @@ async def serve(settings: Settings, stop: asyncio.Event, worker_id: str = "w0") 
     app = BatchApp(GROUP, settings.kafka, [settings.kafka.topic(INTENTS)], desk.handle, grace=5.0)
     caught_up = asyncio.Event()
 
-    def apply(topic: str, value: bytes) -> None:
-        desk.released(value) if topic == RELEASES else desk.followed(topic, value)
+    def apply(topic: str, value: bytes) -> Awaitable[None] | None:
+        return desk.released(value) if topic == RELEASES else desk.followed(topic, value)
 
     following = asyncio.create_task(follow(settings.kafka, [RELEASES, CLUSTERS], apply, caught_up))
     try:

@@ -98,12 +98,14 @@ async def test_every_intent_gets_a_draft_and_a_release_serves_while_it_runs(tiny
     async with publishing(tiny_settings) as out, Reader(tiny_settings) as reader:
         await out.send_and_wait(tiny_settings.kafka.topic(CLUSTERS), encode(snapshot), b"s")
         expired, unknown = intent(100, expires=-60.0), intent(101, trigger="no_such_trigger")
-        await put(out, tiny_settings, *(intent(n) for n in range(12)), expired, unknown)
+        refused = msgspec.structs.replace(intent(102), foreseen="no_consent")
+        await put(out, tiny_settings, *(intent(n) for n in range(12)), expired, unknown, refused)
         async with serving(tiny_settings) as task:
-            drafts = await reader.until(lambda d: len(d) >= 14 or task.done())
+            drafts = await reader.until(lambda d: len(d) >= 15 or task.done())
             by_id = {d.intent.intent_id: d for d in drafts}
-            assert len(by_id) == len(drafts) == 14
+            assert len(by_id) == len(drafts) == 15
             assert by_id["i100"].origin == "template" and by_id["i100"].text and by_id["i101"].text == ""
+            assert (by_id["i102"].origin, by_id["i102"].guard) == ("template", {"writer": "not written: no_consent"})
             normal = [by_id[f"i{n}"] for n in range(12)]
             assert {d.origin for d in normal} == {"generated", "pool"}
             for draft in normal:
@@ -117,7 +119,7 @@ async def test_every_intent_gets_a_draft_and_a_release_serves_while_it_runs(tiny
             while not any(d.release == "r1" for d in reader.drafts):
                 await put(out, tiny_settings, intent(number))
                 number += 1
-                await reader.until(lambda d, want=number - 200 + 14: len(d) >= want)  # type: ignore[misc]
+                await reader.until(lambda d, want=number - 200 + 15: len(d) >= want)  # type: ignore[misc]
             assert writer.stats()["generated"] > 0
         assert (Path(tiny_settings.home) / "run" / "writer-w0.json").is_file()
         before = len(reader.drafts)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mailtide.settings import load
+from models import gate
 from models.passes import Pass, Result, applied_offset, describe, next_timer
 from models.state import dump
 from models.state import load as load_state
@@ -129,6 +130,21 @@ def test_an_order_waits_then_fires_with_its_facts_and_the_same_id_at_each_replay
         ids.add(intent.intent_id)
         assert not world.fire(START + 2 * DAY).intents
     assert len(ids) == 1
+
+
+def test_an_intent_says_what_the_gate_will_say_so_that_no_words_are_written_for_it() -> None:
+    def foreseen(*before: Event) -> str | None:
+        world = World(CARE)
+        world.run(*before, event(5, START, order_id="o-1"))
+        (intent,) = world.fire(START + DAY).intents
+        return intent.foreseen
+
+    held_out = SendingSettings().holdout
+    assert not gate.held_out("c-1", held_out), "choose another customer: this one is held out"
+    willing = event(1, START - DAY, "identify", email="ann@example.com", consent={"marketing": True})
+    assert foreseen() == "no_consent"
+    assert foreseen(willing) is None
+    assert foreseen(willing, event(2, START - DAY, "Unsubscribed")) == "unsubscribed"
 
 
 def test_quiet_hours_put_the_due_time_off_to_the_morning() -> None:

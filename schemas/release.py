@@ -31,13 +31,24 @@ class Snapshot(msgspec.Struct, frozen=True):
     parent: str | None = None
 
 
+class Ancestor(msgspec.Struct, frozen=True):
+    """What a rollback needs of an earlier release: compaction takes its own record as soon as the next one is published."""
+
+    release_id: str
+    epoch: int
+    artifact: str
+    sha256: str
+    base_sha256: str
+    rank: int
+
+
 class Release(msgspec.Struct, frozen=True):
     """Topic ``model.releases``, key = cluster id: the adapter that serves it. Writers refuse an older ``epoch`` or another base."""
 
     release_id: str
     cluster: str
     epoch: int
-    artifact: str  # fsspec URL of a safetensors file, named by its sha256
+    artifact: str  # fsspec URL of a safetensors file, named by its sha256; empty = the base alone
     sha256: str
     base_sha256: str
     rank: int
@@ -47,3 +58,10 @@ class Release(msgspec.Struct, frozen=True):
     examples: int = 0
     share: float = 1.0  # canary share; below 1 the parent serves the rest
     rolled_back_from: str | None = None
+    why: str = ""  # of a rollback: the figure that worsened, or who asked
+    inherited_from: str | None = None  # the cluster that this one split from
+    before: tuple[Ancestor, ...] = ()  # the releases to go back to, newest first
+
+    def ancestor(self) -> Ancestor:
+        """What a later release remembers of it."""
+        return Ancestor(self.release_id, self.epoch, self.artifact, self.sha256, self.base_sha256, self.rank)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiokafka import TopicPartition
 
 from schemas.config import KafkaSettings
 from streams.kafka import reader
 
-Apply = Callable[[str, bytes], None]
+Apply = Callable[[str, bytes], Awaitable[None] | None]
 
 
 async def follow(kafka: KafkaSettings, topics: Sequence[str], apply: Apply, caught_up: asyncio.Event) -> None:
-    """Call ``apply(topic, value)`` for each record, for ever; ``topics`` are names without the prefix.
+    """Call ``apply(topic, value)`` for each record, one after the other, for ever; ``topics`` are names without the prefix.
 
     ``caught_up`` is set when everything that was there at the start has been applied.
     """
@@ -30,7 +30,7 @@ async def follow(kafka: KafkaSettings, topics: Sequence[str], apply: Apply, caug
                 caught_up.set()
             for tp, records in (await client.getmany(timeout_ms=500)).items():
                 for record in records:
-                    if record.value is not None:
-                        apply(names[tp.topic], record.value)
+                    if record.value is not None and (waiting := apply(names[tp.topic], record.value)) is not None:
+                        await waiting
     finally:
         await client.stop()

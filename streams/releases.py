@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
@@ -20,21 +21,28 @@ from models.writer.adapters import Adapter
 from models.writer.base import Shape
 from schemas.config import Settings
 from schemas.errors import ArtifactError
-from schemas.release import Release
+from schemas.release import Ancestor, Release
 
 log = logging.getLogger("mailtide.writer")
 BASE = "base"
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What one cluster's mails get: one reference, so that a reader in another thread never sees half a change."""
+
+    release: Release
+    adapter: Adapter | None
+    before: tuple[str, Adapter | None] = (BASE, None)  # what the canary's other share gets
+
+
 class Releases:
-    """The serving releases. ``apply`` may run in a worker thread: it swaps whole references."""
+    """The serving releases. ``apply`` loads and verifies (seconds from a far store): call it in a worker thread, one at a time."""
 
     def __init__(self, settings: Settings, shape: Shape, base_sha256: str, rank: int) -> None:
         self._folder = Path(settings.home).resolve() / "adapters"
         self._shape, self._base, self._rank = shape, base_sha256, rank
-        self._serving: dict[str, tuple[Release, Adapter | None]] = {}
-        self._before: dict[str, tuple[str, Adapter | None]] = {}  # what the canary's other share gets
-        self._newest: dict[str, int] = {}
+        self._serving: dict[str, Serving] = {}
         self.refused = 0
 
     def choose(self, cluster: str, intent_id: str) -> tuple[str, Adapter | None]:
@@ -42,13 +50,13 @@ class Releases:
         found = self._serving.get(cluster)
         if found is None:
             return BASE, None
-        release, adapter = found
-        draw = int.from_bytes(hashlib.blake2b((release.release_id + intent_id).encode(), digest_size=8).digest(), "big") / 2**64
-        return (release.release_id, adapter) if draw < release.share else self._before.get(cluster, (BASE, None))
+        name = found.release.release_id
+        draw = int.from_bytes(hashlib.blake2b((name + intent_id).encode(), digest_size=8).digest(), "big") / 2**64
+        return (name, found.adapter) if draw < found.release.share else found.before
 
     def serving(self) -> set[str]:
         """Ids of all releases that an intent may get."""
-        return {BASE} | {release.release_id for release, _ in self._serving.values()} | {name for name, _ in self._before.values()}
+        return {BASE} | {name for one in list(self._serving.values()) for name in (one.release.release_id, one.before[0])}
 
     def apply(self, record: bytes) -> bool:
         """Take one record of the topic; True where it serves from now on. Refusals are logged, never raised."""
@@ -58,36 +66,60 @@ class Releases:
             self.refused += 1
             log.warning("release refused: not a release record (%s)", error)
             return False
-        if release.epoch <= self._newest.get(release.cluster, -1):
-            log.info("release %s of cluster %s is older than what serves", release.release_id, release.cluster)
+        known = self._serving.get(release.cluster)
+        if known is not None and release.epoch <= known.release.epoch:
+            self.refused += 1
+            log.warning(
+                "release %s of cluster %s refused: its epoch %d is not newer than %d, which serves",
+                *(release.release_id, release.cluster, release.epoch, known.release.epoch),
+            )
             return False
         try:
-            adapter = self._load(release)
+            adapter = self._load(release.ancestor())
         except ArtifactError as error:
             self.refused += 1
             log.warning("release %s of cluster %s refused: %s", release.release_id, release.cluster, error)
-            return False
-        self._newest[release.cluster] = release.epoch
-        known = self._serving.get(release.cluster)
-        if release.share < 1.0:
-            self._before[release.cluster] = (known[0].release_id, known[1]) if known else self._parent(release)
-        else:
-            self._before.pop(release.cluster, None)
-        self._serving[release.cluster] = (release, adapter)
+            return known is None and self._fall_back(release)
+        self._serving[release.cluster] = Serving(release, adapter, self._before(release, known) if release.share < 1.0 else (BASE, None))
         log.info("release %s serves cluster %s", release.release_id, release.cluster)
         return True
 
-    def _load(self, release: Release) -> Adapter | None:
-        if not release.artifact:  # back to the base alone
+    def _fall_back(self, refused: Release) -> bool:
+        """After a restart compaction has left the bad record alone: the newest ancestor that is whole serves on."""
+        for old in refused.before:
+            try:
+                adapter = self._load(old)
+            except ArtifactError:
+                continue
+            whole = Release(old.release_id, refused.cluster, old.epoch, old.artifact, old.sha256, old.base_sha256, old.rank, refused.at)
+            self._serving[refused.cluster] = Serving(whole, adapter)
+            log.warning("release %s serves cluster %s on", old.release_id, refused.cluster)
+            return True
+        return False
+
+    def _before(self, release: Release, known: Serving | None) -> tuple[str, Adapter | None]:
+        """What serves beside a canary: its parent, in hand or (after a restart) fetched again, else the base alone."""
+        if known is not None and known.release.release_id == release.parent:
+            return known.release.release_id, known.adapter
+        parent = next(iter(release.before), None)
+        if parent is None:
+            return BASE, None
+        try:
+            return parent.release_id, self._load(parent)
+        except ArtifactError as error:
+            log.warning(
+                "parent %s of release %s can't be had (%s): the base serves its share", parent.release_id, release.release_id, error
+            )
+            return BASE, None
+
+    def _load(self, release: Ancestor) -> Adapter | None:
+        if not release.artifact:  # the base alone
             return None
         if release.base_sha256 != self._base:
             raise ArtifactError(f"trained on base {release.base_sha256[:12]}…, this writer has {self._base[:12]}…: train it anew")
-        file = self._fetch(release)
-        adapter = adapters.read(file, self._shape, self._base, self._rank, release.sha256)
-        file.with_name(f"{hashlib.sha256(release.release_id.encode()).hexdigest()[:32]}.json").write_bytes(msgspec.json.encode(release))
-        return adapter
+        return adapters.read(self._fetch(release), self._shape, self._base, self._rank, release.sha256)
 
-    def _fetch(self, release: Release) -> Path:
+    def _fetch(self, release: Ancestor) -> Path:
         """The artifact as a local file, named by its sha256; kept, so that a restart needs no store."""
         digest = release.sha256
         if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):  # it becomes a file's name
@@ -107,14 +139,3 @@ class Releases:
         beside.write_bytes(data)
         beside.replace(file)
         return file
-
-    def _parent(self, release: Release) -> tuple[str, Adapter | None]:
-        """After a restart the compacted topic holds the canary alone; its parent is where we left it."""
-        if release.parent:
-            note = self._folder / f"{hashlib.sha256(release.parent.encode()).hexdigest()[:32]}.json"
-            try:
-                parent = msgspec.json.decode(note.read_bytes(), type=Release)
-                return parent.release_id, self._load(parent)
-            except (OSError, msgspec.MsgspecError, ArtifactError) as error:
-                log.warning("parent %s of release %s isn't here (%s): the base serves its share", release.parent, release.release_id, error)
-        return BASE, None

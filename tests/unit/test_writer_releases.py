@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from models.writer import Shape, load
 from schemas.config import Settings
@@ -59,9 +62,47 @@ def test_a_canary_gets_its_share_and_each_intent_stays_on_its_side(tmp_path: Pat
     releases.apply(release(two, base[1], 2, share=0.25, parent="r1"))
     drawn = [releases.choose("c1", f"i{n}")[0] for n in range(2000)]
     assert set(drawn) == {"r1", "r2"} and 0.2 < drawn.count("r2") / 2000 < 0.3
+    old = msgspec.json.decode(release(one, base[1], 1), type=Release).ancestor()
     again = made(tmp_path, base)  # after a restart the compacted topic holds the canary alone
-    again.apply(release(two, base[1], 2, share=0.25, parent="r1"))
+    again.apply(release(two, base[1], 2, share=0.25, parent="r1", before=(old,)))
     assert [again.choose("c1", f"i{n}")[0] for n in range(2000)] == drawn
+    assert {again.choose("c1", f"i{n}")[1] is None for n in range(50)} == {False}
+
+
+@pytest.mark.parametrize("fault", ["missing", "hash", "base", "epoch", "nan", "truncated", "rank"])
+def test_a_bad_release_is_refused_and_said_and_the_old_one_serves_on(
+    tmp_path: Path, base: tuple[Shape, str], fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = lora(tmp_path / "1.safetensors", base[1], seed=1), lora(tmp_path / "2.safetensors", base[1], seed=2)
+    releases = made(tmp_path, base)
+    assert releases.apply(release(good, base[1], 3))
+    changes: dict[str, object] = {}
+    if fault == "nan":
+        tensors = load_file(str(bad))
+        next(iter(tensors.values()))[0, 0] = np.nan
+        save_file(tensors, str(bad), {"base_sha256": base[1], "rank": "4", "alpha": "8"})
+    elif fault == "truncated":  # whole by its hash, torn all the same: it was torn before it was published
+        bad.write_bytes(bad.read_bytes()[:-64])
+    elif fault == "rank":
+        lora(bad, base[1], rank=16, seed=2)
+    elif fault == "missing":
+        changes = {"artifact": str(tmp_path / "gone.safetensors")}
+    elif fault == "hash":
+        changes = {"sha256": "0" * 64}
+    elif fault == "base":
+        changes = {"base_sha256": "f" * 64}
+    record = release(bad, base[1], 3 if fault == "epoch" else 4, **changes)
+    serving = releases.choose("c1", "i")
+    with caplog.at_level(logging.WARNING, "mailtide.writer"):
+        assert not releases.apply(record)
+    assert releases.choose("c1", "i") == serving and serving[0] == "r3" and releases.refused == 1
+    assert len(caplog.messages) == 1 and "refused" in caplog.messages[0] and "\n" not in caplog.messages[0]
+    if fault == "epoch":
+        return
+    old = msgspec.json.decode(release(good, base[1], 3), type=Release).ancestor()
+    restarted = made(tmp_path, base)  # compaction left the bad record alone, which names what it came from
+    assert restarted.apply(msgspec.json.encode(msgspec.structs.replace(msgspec.json.decode(record, type=Release), before=(old,))))
+    assert restarted.choose("c1", "i")[0] == "r3" and restarted.choose("c1", "i")[1] is not None
 
 
 def test_a_restart_needs_no_artifact_store(tmp_path: Path, base: tuple[Shape, str]) -> None:

@@ -1,12 +1,12 @@
-"""LoRA on the frozen base for one cluster: weighted examples, adversarial embeddings, replay, KL to the serving adapter, early stop."""
+"""LoRA on the frozen base for one cluster: weighted examples, adversarial embeddings, KL to what serves, early stop, resume."""
 
 from __future__ import annotations
 
+import hashlib
 import math
-import time
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,61 +15,50 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load as load_tensors
 from tokenizers import Tokenizer
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from training.examples import Row
+from training.loss import Batch, Coded, code, embed, losses, neftune, pad, reach, row_losses, uphill
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LONGEST = 320  # tokens of prompt and text; a mail has some 200
 WARM_UP = 5  # steps
 HELD_OUT = 0.2
+MICRO = 4  # examples in one pass; a larger batch is gathered over several, which pads less and holds fewer activations
+Progress = Callable[[int, float, float | None], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to fit. ``epsilon`` scales the perturbation to the embeddings' mean norm; 0 turns it off."""
+    """How to fit. ``epsilon`` (share of the embeddings' mean norm) > 0: adversarial, ``ascents`` 1 = FGM, more = PGD.
+
+    ``noise`` > 0: NEFTune's alpha. ``kl``: weight of the divergence from the model that serves.
+    """
 
     rank: int = 8
     learning_rate: float = 1e-3
     steps: int = 30
     batch: int = 8
     kl: float = 0.1
-    epsilon: float = 0.05
+    epsilon: float = 0.0
+    ascents: int = 1
+    noise: float = 0.0
     patience: int = 3
     evaluate_every: int = 5
     seed: int = 0
-    threads: int = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A fitted adapter: PEFT's own tensors and the losses (nats a token) on the held-out rows, one a row."""
+    """A fitted adapter: PEFT's own tensors, and the losses (nats a token) on the held-out rows, one a row.
+
+    ``resumed``: the step of an earlier, killed fit from which this one went on.
+    """
 
     tensors: dict[str, torch.Tensor]
     before: list[float]
     after: list[float]
     steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class Coded:
-    """One example in tokens; the loss counts from ``start`` on."""
-
-    ids: list[int]
-    start: int
-    weight: float
-
-
-def code(tokenizer: Tokenizer, rows: Sequence[Row], eos: int) -> list[Coded]:
-    """Prompt and text in tokens, as the writer sees them; what is too long is left out."""
-    coded = []
-    for row in rows:
-        prompt = tokenizer.encode(row.prompt, add_special_tokens=False).ids
-        ids = [*prompt, *tokenizer.encode(row.text, add_special_tokens=False).ids, eos]
-        if len(ids) <= LONGEST:
-            coded.append(Coded(ids, len(prompt), row.weight))
-    return coded
+    resumed: int = 0
 
 
 def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -97,19 +86,6 @@ def with_adapter(base: Any, rank: int, serving: bytes | None) -> Any:
     return model
 
 
-def losses(model: Any, coded: Sequence[Coded], batch: int = 8) -> list[float]:
-    """Mean negative log likelihood a token of each example's text, in nats."""
-    found: list[float] = []
-    model.eval()
-    with torch.no_grad():
-        for at in range(0, len(coded), batch):
-            part = coded[at : at + batch]
-            ids, mask, target = _pad(part, model.device)
-            embedded = model.get_input_embeddings()(ids)
-            found += _row_losses(_logits(model, embedded, mask), ids, target).tolist()
-    return found
-
-
 def fit(
     base: Any,
     tokenizer: Tokenizer,
@@ -118,43 +94,122 @@ def fit(
     held_out: Sequence[Row],
     recipe: Recipe,
     serving: bytes | None = None,
-    progress: Callable[[int, float], None] = lambda _step, _loss: None,
+    progress: Progress = lambda _step, _loss, _held_out: None,
+    checkpoint: Path | None = None,
 ) -> Fitted:
     """Fit one adapter; stops early when the held-out loss no longer falls, and keeps the best step's weights.
 
-    Adversarial training is FGM on the embeddings (Miyato et al. 2017, arXiv
-    1605.07725); the KL term keeps the policy near the base's, so that refits can't drift without end.
+    ``progress`` gets step, loss and, where it was just taken, the held-out loss.
+    With ``checkpoint`` a fit that was killed goes on where it last evaluated, if data and recipe are still the same.
     """
     torch.manual_seed(recipe.seed)
-    order = np.random.default_rng(recipe.seed)
     model: PeftModel = with_adapter(base, recipe.rank, serving)
     train, check = code(tokenizer, learn, eos), code(tokenizer, held_out, eos)
-    before = losses(model, check)
-    reference: dict[int, float] = {}
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe.steps))
-    best, best_state, bad, step = _mean(before), _state(model), 0, 0
-    best_losses = before
-    for step in range(1, recipe.steps + 1):
-        model.train()
-        picked = order.choice(len(train), size=min(recipe.batch, len(train)), replace=False)
+    picked = _picked(len(train), recipe)
+    run = _Run(model, recipe)
+    key = _key(train, check, recipe, serving)
+    if not run.resume(checkpoint, key):
+        run.before = run.best_losses = losses(model, check)
         if recipe.kl:
-            _refer(model, train, picked.tolist(), reference, recipe)
-        loss = _step(model, [train[n] for n in picked], [reference.get(n) for n in picked.tolist()], recipe)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        progress(step, loss)
-        if step % recipe.evaluate_every == 0 or step == recipe.steps:
+            drawn = sorted({n for batch in picked for n in batch})
+            run.reference = dict(zip(drawn, losses(model, [train[n] for n in drawn]), strict=True))
+    begun = run.step
+    while run.step < recipe.steps and run.bad < recipe.patience:
+        loss = run.learn([train[n] for n in picked[run.step - 1]], [run.reference.get(n) for n in picked[run.step - 1]])
+        now: list[float] | None = None
+        if run.step % recipe.evaluate_every == 0 or run.step == recipe.steps:
             now = losses(model, check)
-            if _mean(now) < best - 1e-4:
-                best, best_state, best_losses, bad = _mean(now), _state(model), now, 0
-            elif (bad := bad + 1) >= recipe.patience:
-                break
+            run.judge(now)
+            run.keep(checkpoint, key)
+        progress(run.step, loss, _mean(now) if now else None)
     model.unload()
-    return Fitted(best_state, before, best_losses, step)
+    return Fitted(run.best, run.before, run.best_losses, run.step, begun)
+
+
+def _picked(examples: int, recipe: Recipe) -> list[list[int]]:
+    """The rows of each step, drawn ahead: the same after a kill."""
+    order = np.random.default_rng(recipe.seed)
+    return [order.choice(examples, size=min(recipe.batch, examples), replace=False).tolist() for _ in range(recipe.steps)]
+
+
+def _key(train: Sequence[Coded], check: Sequence[Coded], recipe: Recipe, serving: bytes | None) -> str:
+    """Names one fit by all that it depends on."""
+    digest = hashlib.sha256(repr(astuple(recipe)).encode())
+    digest.update(serving or b"")
+    for one in (*train, *check):
+        digest.update(repr((one.ids, one.start, round(one.weight, 6))).encode())
+    return digest.hexdigest()
+
+
+class _Run:
+    """The state of one fit, which a checkpoint holds whole."""
+
+    def __init__(self, model: PeftModel, recipe: Recipe) -> None:
+        self.model, self.recipe = model, recipe
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.learning_rate, weight_decay=0.0)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _rate(step, recipe.steps))
+        self.step = self.bad = 0
+        self.before: list[float] = []
+        self.best_losses: list[float] = []
+        self.best = _state(model)
+        self.reference: dict[int, float] = {}
+
+    def learn(self, part: Sequence[Coded], reference: Sequence[float | None]) -> float:
+        """One step over a batch, gathered in small passes; its mean loss."""
+        self.model.train()
+        total = 0.0
+        passes = math.ceil(len(part) / MICRO)
+        for at in range(0, len(part), MICRO):
+            batch = pad(part[at : at + MICRO], self.model.device)
+            total += _learn(self.model, batch, reference[at : at + MICRO], self.recipe, len(batch.ids) / len(part))
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return total / passes
+
+    def judge(self, now: list[float]) -> None:
+        """Keep the best weights so far."""
+        if _mean(now) < _mean(self.best_losses) - 1e-4:
+            self.best, self.best_losses, self.bad = _state(self.model), now, 0
+        else:
+            self.bad += 1
+
+    def keep(self, file: Path | None, key: str) -> None:
+        """Whole or not at all."""
+        if file is None:
+            return
+        fresh = file.with_suffix(f".{os.getpid()}.new")
+        kept = {
+            "key": key,
+            "weights": _state(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": torch.get_rng_state(),
+            "rest": {name: getattr(self, name) for name in ("step", "bad", "before", "best_losses", "best", "reference")},
+        }
+        torch.save(kept, fresh)
+        fresh.replace(file)
+
+    def resume(self, file: Path | None, key: str) -> bool:
+        """Go on from ``file``; False where there is none, or it is another fit's."""
+        if file is None or not file.is_file():
+            return False
+        try:
+            kept = torch.load(file, weights_only=True)
+        except Exception:  # torn or foreign: a fit begun anew is the mend
+            return False
+        if kept.get("key") != key:
+            return False
+        set_peft_model_state_dict(self.model, kept["weights"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.schedule.load_state_dict(kept["schedule"])
+        torch.set_rng_state(kept["random"])
+        for name, value in kept["rest"].items():
+            setattr(self, name, value)
+        return True
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -172,81 +227,33 @@ def _state(model: PeftModel) -> dict[str, torch.Tensor]:
     return {name.replace(".default", ""): tensor.detach().cpu().clone() for name, tensor in model.state_dict().items() if "lora_" in name}
 
 
-def _pad(part: Sequence[Coded], device: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    width = max(len(one.ids) for one in part)
-    ids, mask, target = (torch.zeros(len(part), width, dtype=torch.long) for _ in range(3))
-    for n, one in enumerate(part):
-        ids[n, : len(one.ids)] = torch.tensor(one.ids)
-        mask[n, : len(one.ids)] = 1
-        target[n, one.start : len(one.ids)] = 1
-    return ids.to(device), mask.to(device), target.to(device)
+def _learn(model: Any, batch: Batch, reference: Sequence[float | None], recipe: Recipe, share: float) -> float:
+    """Gradients of one pass, ``share`` of the step's: clean (or noisy), and with the embeddings moved against the model."""
+    clean = embed(model, batch)
+    started = neftune(clean, batch.mask, recipe.noise) if recipe.noise else clean
+    if not recipe.epsilon:
+        loss = _objective(row_losses(model, started, batch), batch, reference, recipe.kl)
+        (share * loss).backward()
+        return float(loss.detach())
+    # Every gradient on the way up counts for the weights too (Zhu et al. 2020, FreeLB, arXiv 1909.11764).
+    moved, first = started, 0.0
+    limit = float(reach(clean, batch.mask, recipe.epsilon))
+    for ascent in range(recipe.ascents + 1):
+        moved = moved.detach().requires_grad_(ascent < recipe.ascents)
+        loss = _objective(row_losses(model, moved, batch), batch, reference, recipe.kl)
+        (share / (recipe.ascents + 1) * loss).backward()
+        first = first or float(loss.detach())
+        if moved.grad is not None:
+            delta = moved.detach() - started + uphill(clean, moved.grad, batch.mask, recipe.epsilon / max(1.0, recipe.ascents / 2))
+            moved = started + delta * (limit / delta.norm(dim=-1, keepdim=True).clamp(min=limit))
+    return first
 
 
-@lru_cache(maxsize=2)
-def bf16_pays(device: str) -> bool:
-    """Whether bf16 is the faster type here: with AMX or AVX512-BF16 3.5 times fp32's speed, without them a tenth of it. Measured once."""
-    if device != "cpu":
-        return True
-    seconds = []
-    for kind in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(256, 576, dtype=kind)
-        other = torch.ones(576, 576, dtype=kind)
-        matrix @ other  # the first call prepares
-        began = time.perf_counter()
-        for _ in range(3):
-            matrix @ other
-        seconds.append(time.perf_counter() - began)
-    return seconds[1] < seconds[0]
-
-
-def _logits(model: Any, embedded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    kind = embedded.device.type
-    with torch.autocast(kind, dtype=torch.bfloat16, enabled=bf16_pays(kind)):
-        logits: torch.Tensor = model(inputs_embeds=embedded, attention_mask=mask).logits
-    return logits
-
-
-def _row_losses(logits: torch.Tensor, ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    wanted = target[:, 1:].bool()
-    picked = logits[:, :-1][wanted].float()  # the vocabulary's softmax only where a loss is wanted
-    nll = F.cross_entropy(picked, ids[:, 1:][wanted], reduction="none")
-    rows = torch.nonzero(wanted)[:, 0]
-    total = torch.zeros(len(ids), device=nll.device).index_add(0, rows, nll)
-    return total / wanted.sum(1).clamp(min=1)
-
-
-def _refer(model: Any, train: Sequence[Coded], picked: Sequence[int], known: dict[int, float], recipe: Recipe) -> None:
-    """The frozen base's loss of each picked example, taken once: the KL term is estimated on the examples' own tokens."""
-    missing = [n for n in picked if n not in known]
-    if missing:
-        with model.disable_adapter():
-            known.update(zip(missing, losses(model, [train[n] for n in missing], recipe.batch), strict=True))
-        model.train()
-
-
-def _step(model: Any, part: Sequence[Coded], reference: Sequence[float | None], recipe: Recipe) -> float:
-    ids, mask, target = _pad(part, model.device)
-    weight = torch.tensor([one.weight for one in part], device=ids.device)
-    embedded = model.get_input_embeddings()(ids).detach().requires_grad_(recipe.epsilon > 0)
-    loss = _objective(_logits(model, embedded, mask), ids, target, weight, reference, recipe.kl)
-    loss.backward()
-    if recipe.epsilon > 0 and embedded.grad is not None:
-        gradient = embedded.grad * mask.unsqueeze(-1)
-        size = embedded.detach().norm(dim=-1, keepdim=True).mean() * recipe.epsilon
-        moved = embedded.detach() + size * gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        _objective(_logits(model, moved, mask), ids, target, weight, reference, recipe.kl).backward()
-    return float(loss.detach())
-
-
-def _objective(
-    logits: torch.Tensor, ids: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, reference: Sequence[float | None], kl: float
-) -> torch.Tensor:
-    each = _row_losses(logits, ids, target)
-    loss = (weight * each).mean()
+def _objective(each: torch.Tensor, batch: Batch, reference: Sequence[float | None], kl: float) -> torch.Tensor:
+    loss = (batch.weight * each).mean()
     known = [n for n, value in enumerate(reference) if value is not None]
     if kl and known:
-        serving = torch.tensor([reference[n] for n in known], device=each.device)
-        ratio = serving - each[known]  # log(new/serving) a token
-        # Schulman's k3 estimator: never negative, low variance (joschu.net/blog/kl-approx).
+        ratio = torch.tensor([reference[n] for n in known], device=each.device) - each[known]  # log(new/serving) a token
+        # Schulman's k3 estimator on the examples' own tokens: never negative, low variance (joschu.net/blog/kl-approx).
         loss = loss + kl * (torch.exp(ratio) - 1 - ratio).mean()
     return loss

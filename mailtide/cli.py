@@ -235,6 +235,7 @@ def monitor() -> None:
 def lag(
     group: Annotated[str | None, typer.Option(help="Only this consumer group.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="A live table until Ctrl-C.")] = False,
+    mail: Annotated[bool, typer.Option("--mail", help="With --json: the mail that waits instead, by stage and trigger.")] = False,
     as_json: Json = False,
 ) -> None:
     """How far each consumer group is behind, and what that means for mail."""
@@ -245,7 +246,7 @@ def lag(
         return
     rows, waiting = telling.look(_settings(), group)
     if as_json:
-        _print(telling.plain(rows))
+        _print(telling.plain(waiting if mail else rows))
         return
     Console(width=None if sys.stdout.isatty() else 160).print(telling.tables(rows, waiting))
 

@@ -3,58 +3,64 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from mailtide import broker
+from mailtide import broker, endpoints
+from mailtide.drain import deadline
 from mailtide.up import signals
 from monitoring.collect import Collector, Row
 from monitoring.mail import MailFollower, Waiting
 from monitoring.service import serve, wanted_groups
+from monitoring.verdict import FEWEST
 from schemas.config import Settings
 
-BETWEEN = 1.0  # seconds between looks; a rate needs two
+BETWEEN = 0.5  # seconds between the looks of one answer; a rate needs two, a verdict three
+WATCH = 1.0
+CATCH_UP = 60.0  # seconds that reading the mail topics may take
 
 
-def look(settings: Settings, group: str | None) -> tuple[list[Row], list[Waiting]]:
-    """Two looks a second apart."""
-    with broker.running(settings) as ready:
-        collector, follower = Collector(ready, wanted_groups(ready, group)), MailFollower(ready)
-        try:
+@contextmanager
+def _looking(settings: Settings, group: str | None) -> Iterator[tuple[Collector, MailFollower]]:
+    collector, follower = Collector(settings, wanted_groups(settings, group)), MailFollower(settings)
+    try:
+        yield collector, follower
+    finally:
+        collector.close()
+        follower.close()
+
+
+def look(settings: Settings, group: str | None) -> tuple[list[Row], Sequence[Waiting]]:
+    """As many looks as a verdict needs, over a second: too short to call anything stalled; ``watch`` and the monitor do."""
+    with broker.running(settings) as ready, _looking(ready, group) as (collector, follower):
+        for _ in range(FEWEST - 1):
             collector.look()
             time.sleep(BETWEEN)
-            rows, waiting = collector.look(), follower.look(time.time())
-        finally:
-            collector.close()
-            follower.close()
-    return rows, waiting
+        return collector.look(), follower.look(time.time(), CATCH_UP) or ()
 
 
-def plain(rows: list[Row]) -> list[dict[str, Any]]:
+def plain(rows: Sequence[Row] | Sequence[Waiting]) -> list[dict[str, Any]]:
     """Rows as ``lag --json`` prints them."""
     return [dataclasses.asdict(row) for row in rows]
 
 
 def watch(settings: Settings, group: str | None, console: Console) -> None:
     """A live table until Ctrl-C."""
-    with broker.running(settings) as ready, signals() as halt:
-        collector, follower = Collector(ready, wanted_groups(ready, group)), MailFollower(ready)
-        try:
-            with Live(console=console, auto_refresh=False) as live:
-                while not halt.is_set():
-                    live.update(tables(collector.look(), follower.look(time.time())), refresh=True)
-                    halt.wait(BETWEEN)
-        finally:
-            collector.close()
-            follower.close()
+    with broker.running(settings) as ready, signals() as halt, _looking(ready, group) as (collector, follower):
+        with Live(console=console, auto_refresh=False) as live:
+            while not halt.is_set():
+                live.update(tables(collector.look(), follower.look(time.time(), WATCH) or ()), refresh=True)
+                halt.wait(WATCH)
 
 
-def tables(rows: list[Row], waiting: list[Waiting]) -> Group:
+def tables(rows: Sequence[Row], waiting: Sequence[Waiting]) -> Group:
     """Both tables, for people."""
     lag = Table("group", "topic", "partition", "committed", "end", "lag", "seconds", "rate/s", "drain s", "state", title="Consumer lag")
     for row in rows:
@@ -62,10 +68,10 @@ def tables(rows: list[Row], waiting: list[Waiting]) -> Group:
         lag.add_row(
             row.group, row.topic, str(row.partition), f"{row.committed:,}", f"{row.end:,}", f"{row.lag:,}", *map(_number, cells), row.state
         )
-    mail = Table("trigger", "at the writer", "at the sender", "oldest s", "will expire", title="Mail that waits")
+    mail = Table("stage", "trigger", "intents", "oldest s", "will expire", title="Mail that waits")
     for one in waiting:
-        mail.add_row(one.trigger, str(one.at_writer), str(one.at_sender), f"{one.oldest_seconds:.0f}", str(one.will_expire))
-    return Group(lag, mail)
+        mail.add_row(one.stage, one.trigger, f"{one.intents:,}", f"{one.oldest_seconds:,.0f}", f"{one.will_expire:,}")
+    return Group(lag, mail if waiting else "No mail waits.")
 
 
 def _number(value: float | None) -> str:
@@ -74,10 +80,5 @@ def _number(value: float | None) -> str:
 
 def monitor(settings: Settings) -> None:
     """Run the monitor until told to stop."""
-    from pathlib import Path
-
-    from mailtide import endpoints
-
-    halt: threading.Event
-    with broker.running(settings) as ready, signals() as halt:
-        serve(ready, halt, lambda port: endpoints.put(Path(settings.home), monitor=f"http://127.0.0.1:{port}/metrics"))
+    with broker.running(settings) as ready, signals() as halt, deadline(halt, "monitor"):
+        serve(ready, halt, lambda probe: endpoints.put(Path(settings.home), monitor=f"{probe.url}/metrics"))

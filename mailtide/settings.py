@@ -24,7 +24,18 @@ from schemas.errors import SettingsError
 SHORT = {"MAILTIDE_KAFKA": ("kafka", "bootstrap"), "MAILTIDE_SMTP": ("smtp", "url")}
 ELSEWHERE = {"MAILTIDE_CONFIG", "MAILTIDE_CACHE"}
 UNITS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0, "week": 7 * 86400.0}
-DURATIONS = {"wait", "use_by", "re_entry", "cap_window", "interval", "attribution", "timeout", "session_timeout", "queue_seconds"}
+DURATIONS = {
+    "wait",
+    "use_by",
+    "re_entry",
+    "cap_window",
+    "interval",
+    "attribution",
+    "timeout",
+    "session_timeout",
+    "queue_seconds",
+    "patience",
+}
 DEFAULTS = Path(__file__).with_name("defaults.toml")
 
 

@@ -9,19 +9,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition
+import structlog
+from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient, OffsetSpec
-from kafka.errors import KafkaError
+from kafka.errors import BrokerResponseError, KafkaError
 
+from monitoring.ages import Ages
+from monitoring.groups import CONSUMERS, Group, after
 from monitoring.verdict import Sample, State, drain_seconds, judge, lag_seconds, rates
 from schemas.config import Settings, kafka_python_options
 from schemas.errors import KafkaUnavailable
 
-WINDOW = 10  # looks that a verdict is made from
-RECORD_BUDGET = 64  # partitions a cycle whose next record is read for its timestamp
-# Faust's own topics: a changelog is read only in recovery, and nobody reads the others by offset.
+WINDOW = 10  # looks that a verdict is made from, at least; more where they don't span the patience
+LEFT_OUT = 60.0  # seconds for which a topic or group that can't be read isn't asked about again
+# Faust's own topics: a changelog is read only in recovery, and nobody reads the others by offset. Repartition topics are read as any.
 INTERNAL = re.compile(r"(-changelog|-__assignor-__leader)$|^f-reply-")
-REBALANCING = {"PreparingRebalance", "CompletingRebalance", "Assigning", "Reconciling"}
+
+Pair = tuple[str, TopicPartition]  # group, partition
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +47,6 @@ class Row:
     retention_ratio: float | None  # 1 means that retention is about to take what is not read
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """A consumer group as its coordinator describes it."""
-
-    name: str
-    state: str
-    members: int
-    rebalances: int
-
-
 @dataclass
 class Collector:
     """Keeps the windows between looks. ``wanted`` decides which groups are looked at."""
@@ -59,99 +54,121 @@ class Collector:
     settings: Settings
     wanted: Callable[[str], bool]
     clock: Callable[[], float] = time.time
-    windows: dict[tuple[str, str, int], deque[Sample]] = field(default_factory=dict)
+    windows: dict[Pair, deque[Sample]] = field(default_factory=dict)
     groups: dict[str, Group] = field(default_factory=dict)
     scrape_seconds: float = 0.0
+    looked_at: float = 0.0  # the clock's time of the newest look that succeeded
     errors: int = 0
     _admin: Any = None
-    _consumer: Any = None
-    _times: dict[tuple[str, int, int], float] = field(default_factory=dict)
+    _ages: Ages = field(init=False)
+    _left_out: dict[str, float] = field(default_factory=dict)  # "topic x" or "group x", until when
+
+    def __post_init__(self) -> None:
+        """The consumer that reads ages connects when it is first needed."""
+        self._ages = Ages(self.settings.kafka)
 
     def look(self) -> list[Row]:
         """One cycle; KafkaUnavailable where no broker answers."""
         began = time.perf_counter()
         try:
             found = self._look()
-        except KafkaError as error:
+        except (KafkaError, OSError) as error:
             self.errors += 1
             self.close()
-            raise KafkaUnavailable(f"no Kafka answers at {self.settings.kafka.bootstrap}: {error}") from error
-        self.scrape_seconds = time.perf_counter() - began
+            raise KafkaUnavailable(f"no Kafka answers at {self.settings.kafka.bootstrap}: {error or type(error).__name__}") from error
+        self.scrape_seconds, self.looked_at = time.perf_counter() - began, self.clock()
         return found
 
     def close(self) -> None:
         """Close both clients; the windows stay."""
-        for client in (self._admin, self._consumer):
-            if client is not None:
-                client.close()
-        self._admin = self._consumer = None
+        self._ages.close()
+        if self._admin is not None:
+            self._admin.close()
+            self._admin = None
 
     def _look(self) -> list[Row]:
         if self._admin is None:
-            options = kafka_python_options(self.settings.kafka)
-            self._admin = KafkaAdminClient(**options)
-            self._consumer = KafkaConsumer(**options, enable_auto_commit=False, max_partition_fetch_bytes=4096, fetch_max_wait_ms=50)
-        names = sorted(name for name in self._names() if self.wanted(name))
-        committed: dict[tuple[str, TopicPartition], int] = {}
-        for name, offsets in (self._admin.list_group_offsets(dict.fromkeys(names)) if names else {}).items():
-            for place, offset in offsets.items():
-                if offset.offset >= 0 and not INTERNAL.search(place.topic):
-                    committed[name, place] = offset.offset
+            self._admin = KafkaAdminClient(**kafka_python_options(self.settings.kafka))
+        states = self._names()
+        committed = self._committed(sorted(states))
         places = sorted({place for _, place in committed})
         ends, starts = self._offsets(places, OffsetSpec.LATEST), self._offsets(places, OffsetSpec.EARLIEST)
-        self._describe(names)
         now = self.clock()
-        for (name, place), offset in committed.items():
-            if place in ends:
-                window = self.windows.setdefault((name, place.topic, place.partition), deque(maxlen=WINDOW))
-                window.append(Sample(now, offset, ends[place], starts.get(place, 0)))
-        for gone in self.windows.keys() - {(name, place.topic, place.partition) for name, place in committed}:
+        self._describe(states, now)
+        for pair, offset in committed.items():
+            if pair[1] in ends:
+                self._keep(self.windows.setdefault(pair, deque()), Sample(now, offset, ends[pair[1]], starts.get(pair[1], 0)))
+        for gone in [pair for pair in self.windows if pair not in committed]:
             del self.windows[gone]
-        times = self._record_times(committed, ends)
-        return [self._row(name, place, now, times.get(place_key)) for (name, place), place_key in self._keys(committed) if place in ends]
+        shown = [(pair, offset) for pair, offset in sorted(committed.items()) if pair[1] in ends]
+        # A record outside the log can't be read, and asking would move the consumer elsewhere.
+        times = self._ages.of((*pair, at) for pair, at in shown if starts.get(pair[1], 0) <= at < ends[pair[1]])
+        return [self._row(pair, now, times.get((pair[1], offset))) for pair, offset in shown]
 
-    def _keys(self, committed: dict[tuple[str, TopicPartition], int]) -> Iterable[tuple[tuple[str, TopicPartition], tuple[str, int, int]]]:
-        return (((name, place), (place.topic, place.partition, offset)) for (name, place), offset in sorted(committed.items()))
+    def _keep(self, window: deque[Sample], newest: Sample) -> None:
+        """At least ``WINDOW`` looks, and no fewer than span the patience."""
+        window.append(newest)
+        while len(window) > WINDOW and window[1].at <= newest.at - self.settings.monitor.patience:
+            window.popleft()
 
-    def _names(self) -> list[str]:
-        return [group["group_id"] if isinstance(group, dict) else group[0] for group in self._admin.list_groups()]
+    def _names(self) -> dict[str, str]:
+        """Wanted groups that can commit offsets, with the state that the listing tells."""
+        listed = self._admin.list_groups()
+        kinds = {one["group_id"]: one for one in listed if one.get("protocol_type", "") in CONSUMERS}
+        return {name: str(one.get("group_state") or "") for name, one in kinds.items() if self.wanted(name)}
+
+    def _committed(self, names: list[str]) -> dict[Pair, int]:
+        found = self._each("group", names, lambda some: self._admin.list_group_offsets(dict.fromkeys(some)))
+        return {
+            (name, place): told.offset
+            for name, offsets in found.items()
+            for place, told in offsets.items()
+            if told.offset >= 0 and not INTERNAL.search(place.topic)
+        }
 
     def _offsets(self, places: list[TopicPartition], spec: Any) -> dict[TopicPartition, int]:
-        if not places:
+        by_topic: dict[str, list[TopicPartition]] = {}
+        for place in places:
+            by_topic.setdefault(place.topic, []).append(place)
+
+        def ask(topics: Iterable[str]) -> dict[TopicPartition, Any]:
+            wanted = [place for topic in topics for place in by_topic[topic]]
+            return dict(self._admin.list_partition_offsets(dict.fromkeys(wanted, spec)))
+
+        return {place: told.offset for place, told in self._each("topic", list(by_topic), ask).items()}
+
+    def _each(self, kind: str, names: list[str], ask: Callable[[list[str]], dict[Any, Any]]) -> dict[Any, Any]:
+        """All in one call for each broker; where one of them spoils it (kafka-python raises on the first), one by one without it."""
+        now = time.monotonic()
+        self._left_out = {name: until for name, until in self._left_out.items() if until > now}
+        names = [name for name in names if f"{kind} {name}" not in self._left_out]
+        if not names:
             return {}
-        found = self._admin.list_partition_offsets(dict.fromkeys(places, spec))
-        return {place: at.offset for place, at in found.items()}
+        try:
+            return ask(names)
+        except BrokerResponseError:
+            found: dict[Any, Any] = {}
+            for name in names:
+                try:
+                    found |= ask([name])
+                except BrokerResponseError as error:
+                    self.errors += 1
+                    self._left_out[f"{kind} {name}"] = now + LEFT_OUT
+                    log.warning("left_out", **{kind: name}, error=type(error).__name__, seconds=LEFT_OUT)
+            return found
 
-    def _describe(self, names: list[str]) -> None:
-        described = self._admin.describe_groups(names) if names else {}
-        for name, told in described.items() if isinstance(described, dict) else [(one["group_id"], one) for one in described]:
-            state = str(told.get("group_state") or told.get("state") or "Unknown")
-            before = self.groups.get(name)
-            turned = before is not None and state in REBALANCING and before.state not in REBALANCING
-            self.groups[name] = Group(name, state, len(told.get("members") or ()), (before.rebalances if before else 0) + turned)
-        for gone in self.groups.keys() - set(names):
-            del self.groups[gone]
+    def _describe(self, states: dict[str, str], now: float) -> None:
+        told = self._each("group", sorted(states), self._admin.describe_groups)
+        fresh = {}
+        for name, state in states.items():
+            answer = told.get(name)
+            # DescribeGroups knows nothing of a group of the newer protocol (KIP-848); the listing's state must do.
+            fresh[name] = after(self.groups.get(name), name, state, None if answer is None or answer.get("error") else answer, now)
+        self.groups = fresh
 
-    def _record_times(
-        self, committed: dict[tuple[str, TopicPartition], int], ends: dict[TopicPartition, int]
-    ) -> dict[tuple[str, int, int], float]:
-        """Timestamps (seconds) of the next records to read, cached, a bounded number of new ones each cycle."""
-        wanted = {(place.topic, place.partition, offset): place for (_, place), offset in committed.items() if offset < ends.get(place, 0)}
-        self._times = {key: at for key, at in self._times.items() if key in wanted}
-        missing = [key for key in sorted(wanted) if key not in self._times][:RECORD_BUDGET]
-        for topic, partition, offset in missing:
-            place = TopicPartition(topic, partition)
-            self._consumer.assign([place])
-            self._consumer.seek(place, offset)
-            batch = self._consumer.poll(timeout_ms=300, max_records=1).get(place)
-            if batch:
-                self._times[topic, partition, offset] = batch[0].timestamp / 1000
-        return self._times
-
-    def _row(self, name: str, place: TopicPartition, now: float, record_time: float | None) -> Row:
-        samples = list(self.windows[name, place.topic, place.partition])
-        newest, group = samples[-1], self.groups.get(name)
-        found = rates(samples)
+    def _row(self, pair: Pair, now: float, record_time: float | None) -> Row:
+        (name, place), samples, group = pair, list(self.windows[pair]), self.groups[pair[0]]
+        newest, found = samples[-1], rates(samples)
         kept = newest.end - newest.start
         return Row(
             group=name,
@@ -164,6 +181,6 @@ class Collector:
             rate=found[1] if found else None,
             produced=found[0] if found else None,
             drain_seconds=drain_seconds(samples),
-            state=judge(samples, group.members if group else 0, group is not None and group.state in REBALANCING),
+            state=judge(samples, group.inhabited, group.has_grace(now), self.settings.monitor.patience),
             retention_ratio=min(1.0, newest.lag / kept) if kept > 0 else None,
         )

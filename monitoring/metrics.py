@@ -9,7 +9,6 @@ from prometheus_client.registry import Collector as PrometheusCollector
 
 from monitoring.collect import Collector, Row
 from monitoring.mail import Waiting
-from monitoring.verdict import State
 
 PLACE = ["group", "topic", "partition"]
 
@@ -20,7 +19,8 @@ class Series(PrometheusCollector):
     def __init__(self, collector: Collector) -> None:
         self.collector = collector
         self.rows: Sequence[Row] = ()
-        self.waiting: Sequence[Waiting] = ()
+        self.waiting: Sequence[Waiting] | None = None  # not known yet
+        self.success = False  # of the newest look
 
     def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
         """Every series named in the documentation's table."""
@@ -41,33 +41,33 @@ class Series(PrometheusCollector):
             yield family
         status = GaugeMetricFamily("kafka_lag_status", "1 for the state that holds", labels=[*PLACE, "state"])
         for row in self.rows:
-            for state in State:
-                status.add_metric([row.group, row.topic, str(row.partition), state.value], float(row.state is state))
+            status.add_metric([row.group, row.topic, str(row.partition), row.state.value], 1.0)
         yield status
         yield from self._groups()
         yield from self._mail()
         yield GaugeMetricFamily("kafka_lag_scrape_seconds", "how long the newest look took", value=self.collector.scrape_seconds)
-        yield CounterMetricFamily("kafka_lag_scrape_errors", "looks that failed", value=self.collector.errors)
+        yield GaugeMetricFamily("kafka_lag_scrape_success", "1 where the newest look succeeded", value=float(self.success))
+        yield GaugeMetricFamily("kafka_lag_scrape_partitions", "pairs of group and partition in the newest look", value=len(self.rows))
+        yield CounterMetricFamily("kafka_lag_scrape_errors", "looks, groups and topics that could not be read", value=self.collector.errors)
 
     def _groups(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
         members = GaugeMetricFamily("kafka_lag_group_members", "members of the group", labels=["group"])
         state = GaugeMetricFamily("kafka_lag_group_state", "1 for the state that holds", labels=["group", "state"])
         rebalances = CounterMetricFamily("kafka_lag_group_rebalances", "rebalances seen", labels=["group"])
         for group in self.collector.groups.values():
-            members.add_metric([group.name], group.members)
+            if group.members is not None:
+                members.add_metric([group.name], group.members)
             state.add_metric([group.name, group.state], 1.0)
             rebalances.add_metric([group.name], group.rebalances)
         yield from (members, state, rebalances)
 
     def _mail(self) -> Iterable[GaugeMetricFamily]:
-        intents = GaugeMetricFamily("mailtide_waiting_intents", "intents without an outcome", labels=["trigger", "stage"])
-        oldest = GaugeMetricFamily("mailtide_waiting_oldest_seconds", "age of the oldest of them", labels=["trigger"])
-        late = GaugeMetricFamily(
-            "mailtide_waiting_will_expire", "of them, how many pass their use-by at the present rate", labels=["trigger"]
-        )
-        for one in self.waiting:
-            intents.add_metric([one.trigger, "writer"], one.at_writer)
-            intents.add_metric([one.trigger, "sender"], one.at_sender)
-            oldest.add_metric([one.trigger], one.oldest_seconds)
-            late.add_metric([one.trigger], one.will_expire)
-        yield from (intents, oldest, late)
+        for name, note, field in (
+            ("mailtide_waiting_intents", "intents without an outcome", "intents"),
+            ("mailtide_waiting_oldest_seconds", "age of the oldest of them", "oldest_seconds"),
+            ("mailtide_waiting_will_expire", "of them, how many pass their use-by at the present rate", "will_expire"),
+        ):
+            family = GaugeMetricFamily(name, note, labels=["stage", "trigger"])
+            for one in self.waiting or ():
+                family.add_metric([one.stage, one.trigger], getattr(one, field))
+            yield family

@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from collections.abc import Callable
 
 import structlog
-from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.exposition import ThreadingWSGIServer
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from monitoring.collect import Collector, Row
+from monitoring.http import Probe, listen
 from monitoring.mail import MailFollower
 from monitoring.metrics import Series
 from monitoring.verdict import State
 from schemas.config import Settings
 from schemas.errors import KafkaUnavailable, SettingsError
+
+STALE = 3.0  # intervals, and as many seconds on top, after which the newest look is no answer any more
 
 log = structlog.get_logger()
 
@@ -40,56 +40,51 @@ def wanted_groups(settings: Settings, group: str | None = None) -> Callable[[str
     return lambda name: pattern.fullmatch(name) is not None
 
 
-def serve(settings: Settings, halt: threading.Event, ready: Callable[[int], None] = lambda _port: None) -> None:
-    """Until ``halt``. ``ready`` is told the port once it listens. SettingsError where the port is taken."""
+def serve(settings: Settings, halt: threading.Event, ready: Callable[[Probe], None] = lambda _probe: None) -> None:
+    """Until ``halt``. ``ready`` is told where it listens. SettingsError where it can't listen at all."""
     collector, follower = Collector(settings, wanted_groups(settings)), MailFollower(settings)
     series, registry = Series(collector), CollectorRegistry()
     registry.register(series)
-    try:
-        server = make_server("127.0.0.1", settings.monitor.port, _application(registry), ThreadingWSGIServer, handler_class=_Quiet)
-    except OSError as error:
-        raise SettingsError(f"port {settings.monitor.port} (monitor.port) is taken: choose another, or 0 for a free one") from error
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
-    ready(server.server_port)
+    ProcessCollector(registry=registry)
+    stale = STALE * (settings.monitor.interval + 1.0)
+    pulse = time.monotonic()
+
+    def lives() -> dict[str, bool]:
+        return {"looking": time.monotonic() - pulse < 60.0 + stale}
+
+    def is_ready() -> dict[str, bool]:
+        return {"lag": time.time() - collector.looked_at < stale, "mail": series.waiting is not None}
+
+    probe = listen(settings.listen_host, settings.monitor.port, "monitor", registry, lives, is_ready)
+    ready(probe)
     before: dict[tuple[str, str, int], State] = {}
     try:
         while not halt.is_set():
+            pulse = time.monotonic()
             try:
-                series.rows = collector.look()
+                series.rows, series.success = collector.look(), True
                 series.waiting = follower.look(time.time())
                 before = _tell(before, series.rows)
             except KafkaUnavailable as error:
+                # What was true before the broker went is no figure of now.
+                series.rows, series.waiting, series.success = (), None, False
                 log.warning("kafka_unavailable", error=str(error))
                 follower.close()
             halt.wait(settings.monitor.interval)
     finally:
-        server.shutdown()
-        server.server_close()
+        probe.close()
         collector.close()
         follower.close()
-
-
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        """Scrapes are no news."""
-
-
-def _application(registry: CollectorRegistry) -> Callable[..., Iterable[bytes]]:
-    metrics = make_wsgi_app(registry)
-
-    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if environ.get("PATH_INFO", "").startswith("/health/"):
-            start_response("200 OK", [("Content-Type", "text/plain")])
-            return [b"ok\n"]
-        return metrics(environ, start_response)
-
-    return answer
 
 
 def _tell(before: dict[tuple[str, str, int], State], rows: list[Row]) -> dict[tuple[str, str, int], State]:
     now = {(row.group, row.topic, row.partition): row.state for row in rows}
     for row in rows:
-        key = (row.group, row.topic, row.partition)
-        if before.get(key, State.UNKNOWN) is not row.state and row.state not in (State.UNKNOWN, State.OK):
-            log.warning("lag_state", group=row.group, topic=row.topic, partition=row.partition, state=row.state.value, lag=row.lag)
+        was = before.get((row.group, row.topic, row.partition), State.UNKNOWN)
+        if was is row.state or {was, row.state} <= {State.UNKNOWN, State.OK}:
+            continue
+        tell = log.info if row.state in (State.OK, State.UNKNOWN) else log.warning
+        tell(
+            "lag_state", group=row.group, topic=row.topic, partition=row.partition, offset=row.committed, state=row.state.value, lag=row.lag
+        )
     return now

@@ -1,8 +1,9 @@
 """What a consumer's lag means: a pure function of a window of samples.
 
 The states are Burrow's (core/internal/evaluator), with two that it lacks:
-``DATA_LOSS`` for offsets that retention has passed, ``UNKNOWN`` where there is
-too little to judge by.
+``DATA_LOSS`` for offsets that lie outside the log, ``UNKNOWN`` where there is
+too little to judge by. Unlike Burrow's, the window is made of looks, not of
+commits: it moves on while nothing is committed.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ class State(StrEnum):
     STALL = "STALL"  # members, lag, and no progress
     STOP = "STOP"  # lag, and nobody reads
     REWIND = "REWIND"  # the committed offset went back
-    DATA_LOSS = "DATA_LOSS"  # committed below the log's start
-    UNKNOWN = "UNKNOWN"
+    DATA_LOSS = "DATA_LOSS"  # committed below the log's start, or past the end of a log that was made anew
+    UNKNOWN = "UNKNOWN"  # too little to judge by
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look. ``at`` in seconds; ``committed`` was read before ``end``, so lag can't be negative by order of reading."""
+    """One look. ``at`` in seconds; ``committed`` was read before ``end``: past it, it is of another log."""
 
     at: float
     committed: int
@@ -42,24 +43,33 @@ class Sample:
         return max(0, self.end - self.committed)
 
 
-def judge(samples: Sequence[Sample], members: int, rebalancing: bool = False, allowed: int = 0) -> State:
-    """Verdict on a window, oldest sample first. ``allowed`` records of lag are no lag; a rebalance gets grace."""
+def judge(samples: Sequence[Sample], members: bool, rebalancing: bool = False, patience: float = 0.0, allowed: int = 0) -> State:
+    """Verdict on a window, oldest sample first.
+
+    ``members``: somebody is in the group. ``rebalancing``: the group has grace,
+    nothing is expected of it. ``patience``: seconds that a window must span
+    before members without progress are stalled, or growth is a trend.
+    ``allowed`` records of lag are no lag.
+    """
     if not samples:
         return State.UNKNOWN
     newest = samples[-1]
-    if newest.committed < newest.start:
+    if not newest.start <= newest.committed <= newest.end:
         return State.DATA_LOSS
     if newest.lag <= allowed:
         return State.OK
     if _went_back(samples):
         return State.REWIND
-    if rebalancing or len(samples) < FEWEST:
-        return State.UNKNOWN if len(samples) < FEWEST else State.OK
-    if any(sample.lag <= allowed for sample in samples):
+    if len(samples) < FEWEST:
+        return State.UNKNOWN
+    if rebalancing or any(sample.lag <= allowed for sample in samples):
         return State.OK
+    patient = newest.at - samples[0].at >= patience
     if newest.committed == samples[0].committed:
-        return State.STALL if members else State.STOP
-    return State.WARN if _grows(samples) else State.OK
+        if not members:
+            return State.STOP
+        return State.STALL if patient else State.UNKNOWN
+    return State.WARN if patient and _grows(samples) else State.OK
 
 
 def _went_back(samples: Sequence[Sample]) -> bool:
@@ -67,8 +77,9 @@ def _went_back(samples: Sequence[Sample]) -> bool:
 
 
 def _grows(samples: Sequence[Sample]) -> bool:
-    lags = [sample.lag for sample in samples]
-    return lags[-1] > lags[0] and all(later >= earlier for earlier, later in itertools.pairwise(lags))
+    """The newer half lies wholly above the older one: a wobble on the way up doesn't hide the trend, as it does in Burrow."""
+    lags, half = [sample.lag for sample in samples], len(samples) // 2
+    return min(lags[half:]) > max(lags[:half])
 
 
 def rates(samples: Sequence[Sample]) -> tuple[float, float] | None:

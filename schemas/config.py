@@ -114,6 +114,7 @@ class MonitorSettings(Section, frozen=True):
     port: Port = 9464
     interval: float = 5.0
     groups: str = ""  # regular expression; empty = Mailtide's own
+    patience: float = 60.0  # without progress before members are called stalled, or growing lag a trend
 
 
 class StoreSettings(Section, frozen=True):
@@ -127,7 +128,7 @@ class Trigger(Section, frozen=True):
     """One trigger as ``mailtide.toml`` spells it under ``[[trigger]]``; see docs/triggers.md."""
 
     name: str
-    on: str  # an event's name, or "rhythm" (daily look at the customer)
+    on: str | tuple[str, ...]  # an event's name or several, or "rhythm" (a look at the customer every few days)
     kind: Literal["event", "replenishment", "win_back", "recommendation", "coupon"] = "event"
     where: str = ""  # on the event: 'total >= 20 and coupon != ""'
     wait: float = 0.0
@@ -143,6 +144,11 @@ class Trigger(Section, frozen=True):
     offer: str = ""  # its wording as a fact: "10% off"
     enabled: bool = True
 
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """``on`` as names."""
+        return (self.on,) if isinstance(self.on, str) else self.on
+
 
 class Settings(Section, frozen=True):
     """Everything. ``home`` is where state lives."""
@@ -150,7 +156,8 @@ class Settings(Section, frozen=True):
     home: str = ".mailtide"
     clock: Literal["event", "wall"] = "wall"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    health_port: Port = 0
+    health_port: Port = 0  # of each worker and trainer; one that is taken gives way to a free one
+    listen_host: str = "127.0.0.1"  # where health and metrics are served; "0.0.0.0" inside a container
     kafka: KafkaSettings = KafkaSettings()
     smtp: SmtpSettings = SmtpSettings()
     shop: ShopSettings = ShopSettings()

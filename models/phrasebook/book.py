@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from models.phrasebook.choice import themes, thoughts
 from models.slots import ALWAYS, MOVES, PARAGRAPH, slots_in
 from schemas.errors import PhrasebookError
 
@@ -52,6 +53,7 @@ class Clause(msgspec.Struct, frozen=True):
     unless: tuple[str, ...] = ()
     trigger: str = ""
     slots: frozenset[str] = frozenset()
+    thoughts: frozenset[str] = frozenset()  # see ``models.phrasebook.choice``
 
     def fits(self, tone: str, slots: Collection[str], goods: str, situation: Collection[str]) -> bool:
         """Whether the clause may be said there; an empty tone means any tone."""
@@ -65,7 +67,10 @@ class Clause(msgspec.Struct, frozen=True):
 
 
 class Chapter(msgspec.Struct, frozen=True):
-    """One trigger's file. ``facts``: slots that this trigger always supplies, besides those that every mail has."""
+    """One trigger's file. ``facts``: slots that this trigger always supplies, besides those that every mail has.
+
+    ``must``: for a move, words of which each of its clauses holds one ("sorry" in a care mail's reason).
+    """
 
     trigger: str
     moves: tuple[str, ...]
@@ -74,6 +79,7 @@ class Chapter(msgspec.Struct, frozen=True):
     clauses: tuple[Clause, ...]
     template: dict[str, str]
     file: str
+    must: dict[str, tuple[str, ...]] = {}
 
     @property
     def minimal(self) -> frozenset[str]:
@@ -98,6 +104,7 @@ class _FileForm(msgspec.Struct, forbid_unknown_fields=True):
     template: dict[str, str]
     optional: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
+    must: dict[str, tuple[str, ...]] = {}
 
 
 class Book:
@@ -238,11 +245,25 @@ def _read(file: Path) -> Chapter:
         raise PhrasebookError(f"{file}{_named(raw, str(error))}: {error}: see docs/phrasebook.md for the format") from error
     if form.trigger != file.stem:
         raise PhrasebookError(f"{file}: trigger is {form.trigger!r}: name the file {form.trigger}.toml, or the trigger {file.stem}")
+    common = themes(c.text for c in form.clause)
     clauses = tuple(
-        Clause(c.id, c.move, c.text, c.tones, c.goods, c.situation, c.unless, form.trigger, frozenset(slots_in(c.text)))
+        Clause(
+            c.id,
+            c.move,
+            c.text,
+            c.tones,
+            c.goods,
+            c.situation,
+            c.unless,
+            form.trigger,
+            frozenset(slots_in(c.text)),
+            frozenset() if c.move == "cta" else thoughts(c.text) - common,
+        )
         for c in form.clause
     )
-    chapter = Chapter(form.trigger, form.moves, frozenset(form.optional), frozenset(form.facts), clauses, form.template, str(file))
+    chapter = Chapter(
+        form.trigger, form.moves, frozenset(form.optional), frozenset(form.facts), clauses, form.template, str(file), form.must
+    )
     _check_form(chapter)
     return chapter
 

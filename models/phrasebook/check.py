@@ -18,6 +18,7 @@ import msgspec
 
 from models import guard
 from models.phrasebook.book import EXCLUSIVE, GOODS, OFFER_SLOTS, SITUATIONS, TONES, Book, Chapter, Clause
+from models.phrasebook.choice import content, of_grammar, tokens
 from models.phrasebook.sample import drafts
 from models.slots import EXAMPLES, PARAGRAPH, SLOTS, slots_in
 
@@ -29,15 +30,6 @@ ECHO = 0.5  # the same, for clauses of two moves of a mail
 PHRASE = 4  # words: a longer run that comes twice in a mail is a repetition
 # Clauses that short are alike by nature ("Hi", "Hello").
 _FORMULAS = ("greeting", "cta")
-_OF_GRAMMAR = frozenset(
-    "a about after all along always an and any are as at be because been before but by can do does don't even every for from"
-    " get gets go goes good had has have here here's how i if in into is isn't it it's its just know let like little look make"
-    " makes may more most need never next no not nothing now of off often on once one only or other our out over own same see"
-    " should so some still take takes than that that's the their them then there there's these they they're this those time to"
-    " too up us very want was way we we'd we'll we're we've well what whatever when whenever where which while who will with"
-    " without would you you'd you'll you're you've your yours".split()
-)
-_WORDS = re.compile(r"\{?[a-z][a-z0-9_'-]*\}?")
 # Verbs that would have to agree with a name that may be "Rice" or "Peas".
 _AGREES = re.compile(
     r"\{(?:product|category)\w*\} (?!this|plus|always|perhaps|besides|across|unless)"
@@ -119,6 +111,9 @@ def _wording(clause: Clause, chapter: Chapter) -> Iterator[tuple[str, str, str]]
         yield clause.id, '{first_name} reads badly where it is "there"', 'begin with "Hi {first_name}", "Hello …" or "Hey …"'
     if clause.move == "cta" and not re.fullmatch(r"[^:{}]+: \{cta_link\}", text):
         yield clause.id, "not a label and the link", 'write "Label: {cta_link}"'
+    must = chapter.must.get(clause.move, ())
+    if must and not any(word in text.lower() for word in must):
+        yield clause.id, f"none of {', '.join(must)}", f"every {clause.move} of this file must hold one of them"
     if text != text.strip():
         yield clause.id, "spaces at its ends", "take them out"
 
@@ -130,7 +125,7 @@ def _pairs(chapter: Chapter) -> Iterator[tuple[str, str, str]]:
             yield b.id, f"the same words as {a.id}", "write another, or take it out"
         elif a.move in said and b.move in said:
             if a.move == b.move:
-                if _overlap(a, b) >= NEAR and len(_content(a.text) | _content(b.text)) > 2 and _together(a, b):
+                if _overlap(a, b) >= NEAR and len(content(a.text) | content(b.text)) > 2 and _together(a, b):
                     yield b.id, f"nearly the same as {a.id}", "write another, or take it out"
             elif _together(a, b):
                 first, then = sorted((a, b), key=lambda c: said[c.move])
@@ -149,8 +144,8 @@ def _clash(first: Clause, then: Clause, neighbours: bool) -> Iterator[str]:
     """What a reader of both would stumble over."""
     if repeated := _runs(first.text) & _runs(then.text):
         yield f"the same phrase {' '.join(min(repeated))!r}"
-    if _overlap(first, then) >= ECHO and len(_content(first.text) & _content(then.text)) >= 3:
-        yield f"the same thoughts ({', '.join(sorted(_content(first.text) & _content(then.text)))})"
+    if _overlap(first, then) >= ECHO and len(content(first.text) & content(then.text)) >= 3:
+        yield f"the same thoughts ({', '.join(sorted(content(first.text) & content(then.text)))})"
     if not neighbours:
         return
     if heads := _heads(first.text) & _heads(then.text):
@@ -229,34 +224,24 @@ def _together(a: Clause, b: Clause) -> bool:
     return meet(a.tones, b.tones) and meet(a.goods, b.goods) and not any(pair <= situation for pair in EXCLUSIVE)
 
 
-@cache
-def _tokens(text: str) -> tuple[str, ...]:
-    return tuple(_WORDS.findall(text.lower().replace("’", "'")))
-
-
-@cache
-def _content(text: str) -> frozenset[str]:
-    return frozenset(w for w in _tokens(text) if w not in _OF_GRAMMAR and w[0] != "{")
-
-
 def _overlap(a: Clause, b: Clause) -> float:
     """Jaccard's measure over content words; slots don't count."""
-    one, two = _content(a.text), _content(b.text)
+    one, two = content(a.text), content(b.text)
     return len(one & two) / len(one | two) if one | two else 0.0
 
 
 @cache
 def _runs(text: str) -> set[tuple[str, ...]]:
     """Runs of ``PHRASE`` words with at least one that carries meaning."""
-    words = _tokens(text)
+    words = tokens(text)
     runs = (words[i : i + PHRASE] for i in range(len(words) - PHRASE + 1))
-    return {run for run in runs if any(w not in _OF_GRAMMAR and w[0] != "{" for w in run)}
+    return {run for run in runs if any(not of_grammar(w) and w[0] != "{" for w in run)}
 
 
 @cache
 def _heads(text: str) -> set[tuple[str, ...]]:
     """The first two words of each sentence."""
-    return {_tokens(s)[:2] for s in _SENTENCES.split(text) if len(_tokens(s)) > 1}
+    return {tokens(s)[:2] for s in _SENTENCES.split(text) if len(tokens(s)) > 1}
 
 
 def _lines(chapter: Chapter) -> dict[str, int]:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Collection, Iterator
 
 from models.phrasebook.book import EXCLUSIVE, GOODS, OFFER_SLOTS, SITUATIONS, TONES, Book, Clause
+from models.phrasebook.choice import unsaid
 from models.slots import EXAMPLES, fill
 
 # Per goods group: products 1 to 3 and the category, as a shop would name them.
@@ -14,10 +15,12 @@ _EXAMPLES: dict[str, tuple[str, str, str, str]] = {
     "produce": ("Vine Tomatoes", "Gala Apples", "Baby Spinach", "vegetables"),
     "dairy": ("Whole Milk", "Greek Yogurt", "Mature Cheddar", "milk"),
     "meat": ("Chicken Thighs", "Smoked Bacon", "Ground Beef", "poultry"),
+    "seafood": ("Salmon Fillets", "Peeled Shrimp", "Smoked Trout", "fish"),
     "frozen": ("Garden Peas", "Vanilla Ice Cream", "Margherita Pizza", "frozen vegetables"),
     "snacks": ("Sea Salt Crisps", "Roasted Almonds", "Cheese Crackers", "snacks"),
     "sweets": ("Dark Chocolate", "Fruit Gums", "Oat Biscuits", "chocolate"),
     "drinks": ("Ginger Beer", "Sparkling Water", "Orange Juice", "soft drinks"),
+    "alcohol": ("Pale Ale", "Dry Cider", "Red Table Wine", "beer and wine"),
     "coffee_tea": ("Harbour Blend Coffee", "Earl Grey Tea", "Cold Brew", "coffee"),
     "pantry": ("Basmati Rice", "Chopped Tomatoes", "Olive Oil", "rice"),
     "household": ("Laundry Detergent", "Dish Soap", "Sponges", "laundry"),
@@ -25,10 +28,14 @@ _EXAMPLES: dict[str, tuple[str, str, str, str]] = {
     "personal_care": ("Mint Toothpaste", "Almond Shampoo", "Hand Soap", "oral care"),
     "baby": ("Gentle Wipes", "Diapers", "Carrot Puree", "baby care"),
     "pets": ("Chicken Kibble", "Cat Litter", "Dental Chews", "dog food"),
+    "health": ("Vitamin Tablets", "Throat Lozenges", "Plasters", "health"),
     "beauty": ("Rose Hand Cream", "Clay Mask", "Lip Balm", "skin care"),
     "clothing": ("Linen Shirt", "Wool Socks", "Canvas Belt", "shirts"),
     "electronics": ("Desk Lamp", "Wireless Earbuds", "USB Cable", "audio"),
     "kitchen": ("Cast Iron Pan", "Chef Knife", "Mixing Bowls", "cookware"),
+    "garden": ("Garden Trowel", "Potting Soil", "Sweet Pea Seeds", "garden"),
+    "sports": ("Yoga Mat", "Running Socks", "Water Bottle", "sports"),
+    "toys": ("Wooden Train", "Jigsaw Puzzle", "Card Game", "toys"),
     "books": ("The Salt Path", "A Year of Soups", "Tide Tables", "travel writing"),
 }
 
@@ -47,7 +54,7 @@ def choose(
     for move in book.moves(trigger):
         if move in book.optional(trigger) and rng.random() < 0.5:
             continue
-        admissible = book.clauses(trigger, move, tone, slots, goods, situation)
+        admissible = unsaid(book.clauses(trigger, move, tone, slots, goods, situation), chosen.values())
         if admissible:
             chosen[move] = rng.choice(admissible)
     return chosen

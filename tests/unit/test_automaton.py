@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from models import guard
 from models.phrasebook.book import GOODS, TONES, Book, Chapter, Clause
+from models.phrasebook.choice import SLOT_REPEATS
 from models.slots import ALWAYS, slots_in
-from models.writer.automaton import SLOT_REPEATS, Free, Guided, Words, Written, ban, formed
+from models.writer.automaton import Free, Guided, Words, Written, ban, formed
 from models.writer.base import load
 from tests.tiny_model import tiny
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import random
 from pathlib import Path
 
 import pytest
 
 from models import guard
 from models.phrasebook import Book
-from models.phrasebook.book import EXCLUSIVE, GOODS, SITUATIONS, TONES
+from models.phrasebook.book import EXCLUSIVE, GOODS, SITUATIONS, TONES, Clause
 from models.phrasebook.check import MAILS, problems, sizes
-from models.phrasebook.sample import drafts, sample
+from models.phrasebook.choice import thoughts, unsaid
+from models.phrasebook.sample import choose, context, drafts, sample
 from models.slots import ALWAYS, SLOTS, slots_in
 from schemas.errors import PhrasebookError
 
@@ -209,3 +211,41 @@ def test_thin_coverage_is_found(tmp_path: Path) -> None:
     whats = [p.what for p in problems(Book.load(write(tmp_path, SMALL)))]
     assert "subject, warm: 1 clauses that always fit" in whats
     assert any(what.startswith("only 6 different mails") for what in whats)
+
+
+def test_a_mail_says_each_thought_once(book: Book) -> None:
+    """Neighbouring moves don't repeat each other's words, whatever is drawn: the same rule for samples and for the writer."""
+    rng = random.Random(5)
+    for trigger, tone in itertools.product(book.triggers, TONES):
+        for _ in range(8):
+            goods, situation = context(rng)
+            slots = ALWAYS | set(book.chapter(trigger).facts) | {"product_1"}
+            heard: set[str] = set()
+            for clause in choose(book, trigger, tone, slots, goods, situation, rng).values():
+                assert not heard & clause.thoughts, (clause.id, heard & clause.thoughts)
+                heard |= clause.thoughts
+
+
+def test_words_of_one_thought_are_told_by_stem_and_by_the_lexicon() -> None:
+    assert thoughts("A gentle reminder") & thoughts("We'd like to remind you") == {"reminder"}
+    assert thoughts("Be patient") & thoughts("Thank you for your patience") == {"patie"}
+    assert thoughts("A short note") & thoughts("We'll be brief") == {"brevity"}
+    assert not thoughts("More coffee, perhaps") & thoughts("Coffee is here")  # what the mail is about may be said again
+
+
+def test_where_every_clause_repeats_one_is_still_said() -> None:
+    said = Clause("a", "subject", "A gentle nudge", thoughts=thoughts("A gentle nudge"))
+    again = Clause("b", "reason", "A nudge", thoughts=thoughts("A nudge"))
+    other = Clause("c", "reason", "Good day", thoughts=thoughts("Good day"))
+    assert unsaid([again, other], [said]) == [other]
+    assert unsaid([again], [said]) == [again]
+    assert unsaid([], [said]) == []
+
+
+def test_a_care_mail_says_sorry_and_is_signed(book: Book, tmp_path: Path) -> None:
+    for trigger, tone in itertools.product(("complaint_care", "refund_care"), TONES):
+        for text in drafts(book, trigger, tone, 20, seed=11):
+            assert any(word in text.lower() for word in ("sorr", "apolog", "regret", "least we owe")), text
+            assert ", {agent_name}." in text
+    lacking = Book.load(write(tmp_path, SMALL.replace('optional = ["offer"]', 'optional = ["offer"]\nmust = { reason = ["sorry"] }')))
+    assert [p.clause for p in problems(lacking) if "none of sorry" in p.what] == ["hello.reason.01", "hello.reason.02"]

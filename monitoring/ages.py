@@ -9,7 +9,8 @@ from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 
-from schemas.config import KafkaSettings, kafka_python_options
+from monitoring.connect import options
+from schemas.config import KafkaSettings
 
 RECORDS = 256  # at most so many partitions are read in a cycle
 SECONDS = 0.5  # and for no longer than that
@@ -55,10 +56,11 @@ class Ages:
     def _read(self, chosen: dict[TopicPartition, int]) -> None:
         if self._consumer is None:
             self._consumer = KafkaConsumer(
-                **kafka_python_options(self.kafka), enable_auto_commit=False, max_partition_fetch_bytes=BYTES, fetch_max_wait_ms=POLL_MS
+                **options(self.kafka), enable_auto_commit=False, max_partition_fetch_bytes=BYTES, fetch_max_wait_ms=POLL_MS
             )
         consumer = self._consumer
         consumer.assign(list(chosen))
+        consumer.resume(*chosen)  # assign keeps what an earlier round paused
         for place, offset in chosen.items():
             consumer.seek(place, offset)
         waiting, deadline = set(chosen), time.monotonic() + SECONDS

@@ -15,9 +15,10 @@ from kafka.admin import KafkaAdminClient, OffsetSpec
 from kafka.errors import BrokerResponseError, KafkaError
 
 from monitoring.ages import Ages
+from monitoring.connect import options
 from monitoring.groups import CONSUMERS, Group, after
 from monitoring.verdict import Sample, State, drain_seconds, judge, lag_seconds, rates
-from schemas.config import Settings, kafka_python_options
+from schemas.config import Settings
 from schemas.errors import KafkaUnavailable
 
 WINDOW = 10  # looks that a verdict is made from, at least; more where they don't span the patience
@@ -88,7 +89,7 @@ class Collector:
 
     def _look(self) -> list[Row]:
         if self._admin is None:
-            self._admin = KafkaAdminClient(**kafka_python_options(self.settings.kafka))
+            self._admin = KafkaAdminClient(**options(self.settings.kafka))
         states = self._names()
         committed = self._committed(sorted(states))
         places = sorted({place for _, place in committed})

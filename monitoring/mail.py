@@ -12,7 +12,8 @@ import msgspec
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from schemas.config import Settings, kafka_python_options
+from monitoring.connect import options
+from schemas.config import Settings
 from schemas.errors import KafkaUnavailable
 from schemas.mail import seconds
 from schemas.topics import DELIVERIES, DRAFTS, INTENTS
@@ -145,9 +146,7 @@ class MailFollower:
 
     def _subscribe(self) -> Any:
         kafka = self.settings.kafka
-        consumer = KafkaConsumer(
-            **kafka_python_options(kafka), enable_auto_commit=False, auto_offset_reset="earliest", isolation_level="read_committed"
-        )
+        consumer = KafkaConsumer(**options(kafka), enable_auto_commit=False, auto_offset_reset="earliest", isolation_level="read_committed")
         names = [kafka.topic(name) for name in (INTENTS, DRAFTS, DELIVERIES)]
         places = [TopicPartition(name, number) for name in names for number in consumer.partitions_for_topic(name) or ()]
         consumer.assign(places)

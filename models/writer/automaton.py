@@ -13,8 +13,7 @@ Forced stretches, within a clause that can't branch any more, are never sampled.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
@@ -24,10 +23,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from models.phrasebook.book import Book, Clause
-from models.slots import ALWAYS, PARAGRAPH, SLOTS, slots_in
+from models.phrasebook.choice import unsaid
+from models.slots import ALWAYS, PARAGRAPH, SLOTS
 from schemas.mail import Choice
 
-SLOT_REPEATS = 2  # of one slot in a mail; a third "Dark Roast Coffee" reads like a machine
 Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
 
@@ -97,13 +96,31 @@ def separator(move: str, said: Collection[str]) -> str:
     return "\n\n" if said else ""
 
 
+def lean(root: Node, scores: Sequence[float]) -> dict[tuple[int, ...], float]:
+    """By path in a trie: the log of the mean of exp(score) of the clauses that it leads to; -1 ends a clause where longer ones go on."""
+    found: dict[tuple[int, ...], float] = {}
+
+    def below(node: Node, path: tuple[int, ...]) -> list[float]:
+        under = [scores[node.clause]] if node.clause >= 0 else []
+        if under and node.children:
+            found[(*path, -1)] = under[0]
+        for token, child in node.children.items():
+            under += below(child, (*path, token))
+        found[path] = float(np.logaddexp.reduce(under)) - float(np.log(len(under)))
+        return under
+
+    below(root, ())
+    return found
+
+
 class Guided:
     """A walk along the phrase book: at each move the model says which clause, and the draft remembers with what probability.
 
     With probability ``explore`` a move's clause is drawn uniformly; the logged
-    propensity is that of the mixture. A clause that would name a slot a third
-    time, or repeat another word for word, isn't admissible unless nothing else
-    is.
+    propensity is that of the mixture. ``odds`` (nats by clause id) lean the
+    choice towards clauses that feedback spoke for. A clause that says again
+    what was said (``models.phrasebook.choice``) isn't admissible unless nothing
+    else is.
     """
 
     whole = False
@@ -121,8 +138,9 @@ class Guided:
         seed: int,
         temperature: float = 0.8,
         explore: float = 0.1,
+        odds: Mapping[str, float] | None = None,
     ) -> None:
-        self.words, self.book = words, book
+        self.words, self.book, self._odds = words, book, odds or {}
         self._query = (tone, frozenset(slots) | ALWAYS, goods or "general", tuple(situation))
         self._trigger = trigger
         self._moves = [m for m in book.moves(trigger) if self._fitting(m)]
@@ -130,7 +148,6 @@ class Guided:
         self._temperature, self._explore = max(temperature, 1e-3), explore
         self.said: dict[str, Clause] = {}
         self._choices: list[Choice] = []
-        self._used: Counter[str] = Counter()
         self._log, self._branches = 0.0, 0
         self.finished = not self._moves
         self.wants: Ids = np.zeros(0, np.int64)
@@ -142,14 +159,7 @@ class Guided:
 
     def admissible(self, move: str) -> list[Clause]:
         """Clauses for ``move`` after what was said; never empty."""
-        every = self._fitting(move)
-        spoken = {c.text for c in self.said.values()}
-        fine = [
-            c
-            for c in every
-            if c.text not in spoken and all(self._used[slot] + n <= SLOT_REPEATS for slot, n in Counter(slots_in(c.text)).items())
-        ]
-        return fine or every
+        return unsaid(self._fitting(move), self.said.values())
 
     @property
     def written_choices(self) -> tuple[Choice, ...]:
@@ -167,11 +177,16 @@ class Guided:
         self._node = self.words.trie(tuple(before + c.text for c in self._clauses))
         self._path: tuple[int, ...] = ()  # tokens of this clause so far
         self._p = 1.0  # of the path, under the model alone
-        self._drawn: tuple[int, ...] | None = None
-        if self._random.random() < self._explore:
-            pick = self._clauses[int(self._random.integers(len(self._clauses)))]
-            self._drawn = self.words.encode(before + pick.text)
+        pick = self._draw()
+        self._drawn = None if pick is None else self.words.encode(before + pick.text)
+        self._leaning = lean(self._node, [self._odds.get(c.id, 0.0) for c in self._clauses]) if self._odds else {}
         return self._run()
+
+    def _draw(self) -> Clause | None:
+        """The clause that this move takes whatever the model thinks: now and then one at random, to learn from."""
+        if self._random.random() >= self._explore:
+            return None
+        return self._clauses[int(self._random.integers(len(self._clauses)))]
 
     def _run(self) -> list[int]:
         """Go on until a choice is needed or the mail is whole."""
@@ -201,6 +216,14 @@ class Guided:
         """The token whose logit stands for "this clause is whole": a line's end, or the text's."""
         return self.words.eos if len(self.said) + 1 == len(self._moves) else self.words.encode("\n")[0]
 
+    def _stops(self, token: int | np.int64) -> bool:
+        return self._node.clause >= 0 and int(token) == self._stop()
+
+    def _towards(self, drawn: tuple[int, ...], ids: Ids) -> int:
+        """Which of ``ids`` leads on to a clause of these tokens."""
+        ahead = drawn[len(self._path)] if len(self._path) < len(drawn) else self._stop()
+        return int(np.flatnonzero(ids == ahead)[0])
+
     def _step(self, token: int) -> None:
         self._path += (token,)
         self._node = self._node.children[token]
@@ -209,16 +232,17 @@ class Guided:
     def take(self, ids: Ids, logits: Logits) -> list[int]:
         """Choose among ``wants``. ``logits`` stand in the order of ``ids``."""
         scaled = logits.astype(np.float64) / self._temperature
+        if self._leaning:
+            scaled += [self._leaning[(*self._path, -1 if self._stops(i) else int(i))] for i in ids]
         p = np.exp(scaled - scaled.max())
         p /= p.sum()
         chosen = int(self._random.choice(len(ids), p=p))
         if self._drawn is not None:
-            ahead = self._drawn[len(self._path)] if len(self._path) < len(self._drawn) else self._stop()
-            chosen = int(np.flatnonzero(ids == ahead)[0])
+            chosen = self._towards(self._drawn, ids)
         self._p *= float(p[chosen])
         self._log += float(np.log(max(p[chosen], 1e-12)))
         self._branches += 1
-        if self._node.clause >= 0 and ids[chosen] == self._stop():
+        if self._stops(ids[chosen]):
             self._path += (-1,)
             return self._run()
         self._step(int(ids[chosen]))
@@ -227,7 +251,6 @@ class Guided:
     def _close(self, index: int) -> None:
         clause = self._clauses[index]
         self.said[self._move] = clause
-        self._used.update(slots_in(clause.text))
         propensity = self._explore / len(self._clauses) + (1 - self._explore) * self._p
         self._choices.append(Choice(self._move, clause.id, round(min(propensity, 1.0), 6)))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from models.phrasebook.choice import EXCLUSIVE as EXCLUSIVE
 from models.phrasebook.choice import themes, thoughts
 from models.slots import ALWAYS, MOVES, PARAGRAPH, slots_in
 from schemas.errors import PhrasebookError
@@ -20,19 +21,6 @@ GOODS: tuple[str, ...] = tuple(
 )
 SITUATIONS: tuple[str, ...] = tuple(
     "first_order regular big_basket small_basket coupon_user long_gone just_back single_item many_items".split()
-)
-# Of each pair a customer can only be one; a mail never holds clauses for both.
-EXCLUSIVE: tuple[frozenset[str], ...] = tuple(
-    frozenset(pair)
-    for pair in (
-        ("first_order", "regular"),
-        ("big_basket", "small_basket"),
-        ("long_gone", "just_back"),
-        ("single_item", "many_items"),
-        ("first_order", "long_gone"),
-        ("first_order", "just_back"),
-        ("regular", "long_gone"),
-    )
 )
 OFFER_SLOTS: frozenset[str] = frozenset({"offer", "coupon_code"})
 HOME = Path(__file__).parent / "en"

@@ -25,6 +25,21 @@ if TYPE_CHECKING:
 SLOT_REPEATS = 2  # of one slot in a mail; a third "Dark Roast Coffee" reads like a machine
 THEME = 9  # clauses of a chapter that share a word: it is what the chapter is about
 STEM = 5  # letters: "remind" and "reminder", "patient" and "patience" are one thought
+# A mail never holds clauses for both of a pair.
+EXCLUSIVE: tuple[frozenset[str], ...] = tuple(
+    frozenset(pair)
+    for pair in (
+        ("first_order", "regular"),
+        ("big_basket", "small_basket"),
+        ("big_basket", "single_item"),
+        ("small_basket", "many_items"),
+        ("long_gone", "just_back"),
+        ("single_item", "many_items"),
+        ("first_order", "long_gone"),
+        ("first_order", "just_back"),
+        ("regular", "long_gone"),
+    )
+)
 LEXICON = Path(__file__).parent / "lexicon.toml"
 _OF_GRAMMAR = frozenset(
     "a about after all along always an and any are as at be because been before but by can do does don't even every for from"
@@ -85,12 +100,15 @@ def themes(texts: Iterable[str]) -> frozenset[str]:
 
 
 def unsaid(clauses: Sequence[Clause], said: Collection[Clause]) -> list[Clause]:
-    """Those of ``clauses`` that may follow ``said``: no slot a third time, no text again, no thought again.
+    """Those of ``clauses`` that may follow ``said``: no slot a third time, no text again, no thought again, no other sort of customer.
 
     Where none is left, the rule about thoughts gives way first, then the others; so something is left wherever ``clauses`` isn't empty.
     """
     spoken = {c.text for c in said}
     used = Counter(slot for c in said for slot in slots_in(c.text))
     heard = frozenset().union(*(c.thoughts for c in said)) if said else frozenset()
-    fine = [c for c in clauses if c.text not in spoken and all(used[s] + n <= SLOT_REPEATS for s, n in Counter(slots_in(c.text)).items())]
-    return [c for c in fine if not c.thoughts & heard] or fine or list(clauses)
+    known = {tag for c in said for tag in c.situation}
+    barred = {tag for pair in EXCLUSIVE if pair & known for tag in pair - known}
+    same = [c for c in clauses if not barred & set(c.situation)]
+    fine = [c for c in same if c.text not in spoken and all(used[s] + n <= SLOT_REPEATS for s, n in Counter(slots_in(c.text)).items())]
+    return [c for c in fine if not c.thoughts & heard] or fine or same or list(clauses)

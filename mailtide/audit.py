@@ -10,7 +10,7 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from kafka import KafkaConsumer, TopicPartition
@@ -21,7 +21,7 @@ from mailtide.reading import records
 from mailtide.tally import tally
 from schemas.config import Settings, kafka_python_options
 from schemas.errors import KafkaUnavailable
-from schemas.mail import Claim, Delivery, Gone, Intent, Standing, decoder
+from schemas.mail import Claim, Delivery, Gone, Intent, Standing, decoder, seconds
 from schemas.mail import GateRecord as GateUnion
 from schemas.topics import (
     CLAIMS,
@@ -77,13 +77,22 @@ class Report(msgspec.Struct, kw_only=True):
     seconds: float = 0.0
 
 
+class _Claimed(NamedTuple):
+    """One claim: when Kafka took it (seconds), where it stands, and how long after the intent's use-by (seconds)."""
+
+    when: float
+    place: str
+    withdrawn: bool
+    late: float
+
+
 class _Trail:
     """What was read of the mails' topics."""
 
     def __init__(self) -> None:
         self.intents: dict[str, tuple[Intent, str]] = {}
         self.repeated = 0
-        self.claims: dict[str, list[tuple[float, str, bool]]] = defaultdict(list)  # seconds of the record, place, withdrawn
+        self.claims: dict[str, list[_Claimed]] = defaultdict(list)  # in the order they were written
         self.deliveries: dict[str, list[tuple[Delivery, float, str]]] = defaultdict(list)
         self.standings: dict[str, tuple[Standing, float]] = {}
         self.gone: dict[str, float] = {}
@@ -108,6 +117,7 @@ def _audit(settings: Settings, started: float) -> Report:
         _read(settings, topic, trail, breaches, seen)
     busy = any(lag.values())
     breaches += _outcomes(trail, whole, busy)
+    breaches += _claims(trail)
     breaches += _sent(settings, trail, whole)
     counted = tally(settings, proves=whole[EVENTS] and not lag["mailtide-intake"])
     breaches += [Breach("counts_differ", place=f"{CUSTOMERS}/{number}", detail=detail) for number, detail in counted.wrong]
@@ -165,7 +175,8 @@ def _intent(trail: _Trail, record: Any, place: str) -> None:
 
 def _claim(trail: _Trail, record: Any, place: str) -> None:
     claim = _CLAIM.decode(record.value)
-    trail.claims[claim.intent_id].append((record.timestamp / 1000, place, claim.withdrawn))
+    late = seconds(claim.at) - seconds(claim.draft.intent.expires)
+    trail.claims[claim.intent_id].append(_Claimed(record.timestamp / 1000, place, claim.withdrawn, late))
 
 
 def _delivery(trail: _Trail, record: Any, place: str) -> None:
@@ -198,19 +209,34 @@ def _outcomes(trail: _Trail, whole: dict[str, bool], busy: bool) -> Iterable[Bre
                 yield Breach("no_outcome", intent_id, place, "every stage has read all there is, and there is no outcome")
 
 
+def _claims(trail: _Trail) -> Iterable[Breach]:
+    """Promises 2 and 8: a claim is the right to send once; before its use-by, and again only after it was withdrawn."""
+    for intent_id, claims in trail.claims.items():
+        for before, claim in zip([None, *claims], claims, strict=False):
+            if claim.withdrawn:
+                continue
+            if before is not None and not before.withdrawn:
+                yield Breach("claimed_twice", intent_id, claim.place, f"the claim at {before.place} was not withdrawn")
+            if claim.late > CROSSING_SECONDS:
+                yield Breach("sent_after_use_by", intent_id, claim.place, f"{claim.late:.0f} s after")
+
+
 def _sent(settings: Settings, trail: _Trail, whole: dict[str, bool]) -> Iterable[Breach]:
-    """Promises 2, 3 and 5 for what was sent: claimed before, with consent, while its condition held."""
+    """Promises 2 to 5 for what was sent: claimed before, with consent, passed by the guard, while its condition held."""
     service = {trigger.name for trigger in settings.trigger if not trigger.marketing}
     for intent_id, rows in trail.deliveries.items():
         delivery, at, place = rows[0]
         if delivery.status not in ("sent", "unknown"):
             continue
-        claims = trail.claims.get(intent_id, [])
-        if not any(not withdrawn for _, _, withdrawn in claims):
+        refused = [rule for rule, verdict in delivery.guard.items() if verdict != "ok"]
+        if refused and delivery.origin != "template":  # a template's verdicts are those of the draft that it stands for
+            yield Breach("sent_against_guard", intent_id, place, ", ".join(refused))
+        claims = [claim for claim in trail.claims.get(intent_id, ()) if not claim.withdrawn]
+        if not claims:
             if whole[CLAIMS]:
                 yield Breach("sent_without_claim", intent_id, place)
             continue
-        claimed, claim_place = max((when, where) for when, where, withdrawn in claims if not withdrawn)
+        claimed, claim_place = claims[-1].when, claims[-1].place
         if claimed > at + CROSSING_SECONDS:
             yield Breach("claimed_after_outcome", intent_id, claim_place)
         if (went := trail.gone.get(intent_id)) is not None and claimed > went + CROSSING_SECONDS:

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
+from mailtide import cli
 from mailtide.audit import audit, personal
 from mailtide.reading import partition_of, records
 from schemas.config import Settings, Trigger, kafka_python_options
@@ -33,16 +34,16 @@ class Story:
         self.out.send(self.kafka.topic(topic), value, (key or customer).encode(), list(headers), number).get(10)
 
     def intent(self, customer: str, trigger: str = "welcome") -> Intent:
-        now = iso(time.time())
-        made = Intent(intent_id(customer, trigger, "1"), customer, trigger, "1", now, now, "c0", Facts(), Source("e", 0, 0), now)
+        now, expires = iso(time.time()), iso(time.time() + 3600)
+        made = Intent(intent_id(customer, trigger, "1"), customer, trigger, "1", now, expires, "c0", Facts(), Source("e", 0, 0), now)
         self.put(INTENTS, customer, made)
         return made
 
-    def claim(self, intent: Intent, withdrawn: bool = False) -> None:
+    def claim(self, intent: Intent, withdrawn: bool = False, at: str = "") -> None:
         draft = Draft(intent, "Hi {first_name}", "template", "guided", "base", 1)
-        self.put(CLAIMS, intent.customer, Claim(intent.intent_id, intent.customer, intent.trigger, intent.due, draft, withdrawn))
+        self.put(CLAIMS, intent.customer, Claim(intent.intent_id, intent.customer, intent.trigger, at or intent.due, draft, withdrawn))
 
-    def end(self, intent: Intent, status: Any = "sent", reason: str | None = None) -> None:
+    def end(self, intent: Intent, status: Any = "sent", reason: str | None = None, **more: Any) -> None:
         mail = f"<{intent.intent_id}@shop.example.com>"
         of = (
             intent.intent_id,
@@ -58,13 +59,23 @@ class Story:
             "",
             intent.due,
         )
-        self.put(DELIVERIES, intent.customer, Delivery(*of, reason))  # type: ignore[arg-type]
+        ended = Delivery(*of, reason)  # type: ignore[arg-type]
+        self.put(DELIVERIES, intent.customer, msgspec.structs.replace(ended, **more))
 
     def sent(self, customer: str, trigger: str = "welcome", **standing: Any) -> Intent:
         self.put(GATE, customer, Standing(customer, **{"consent": True, "address": True} | standing))
         made = self.intent(customer, trigger)
         self.claim(made)
         self.end(made)
+        return made
+
+    def claimed(self, customer: str, *withdrawn: bool, at: str = "", **end: Any) -> Intent:
+        """Sent with these claims, in this order."""
+        self.put(GATE, customer, Standing(customer, True, True))
+        made = self.intent(customer)
+        for each in withdrawn:
+            self.claim(made, each, at)
+        self.end(made, **end)
         return made
 
     def close(self) -> None:
@@ -151,6 +162,7 @@ def test_each_breach_is_named(settings: Settings, story: Story, monkeypatch: pyt
     now = iso(time.time())
     story.end(Intent(orphan, "eve", "welcome", "1", now, now, "c0", Facts(), Source("e", 0, 0), now), "failed")
     left = story.sent("fay", unsubscribed=True)
+    complained = story.sent("fitz", complained=True)
     never_said_yes = story.sent("gus", consent=False)
     untold = story.intent("hal")
     story.claim(untold)
@@ -160,21 +172,60 @@ def test_each_breach_is_named(settings: Settings, story: Story, monkeypatch: pyt
     story.put(GATE, "ida", Standing("ida", True, True))
     story.claim(went)
     story.end(went)
-    story.put(GATE, "ida", b"{broken")
+    again = story.claimed("kim", False, False)
+    once_more = story.claimed("lea", False, True, False, False)
+    late = story.claimed("mia", False, at=iso(time.time() + 7200))
+    refused = story.claimed("nia", False, origin="generated", guard={"slots": "ok", "claims": "half price"})
+    story.claimed("oda", False, guard={"writer": "queue too long"})  # a template, with what was refused before it
+    for topic in (GATE, INTENTS, CLAIMS, DELIVERIES):
+        story.put(topic, "ida", b"{broken")
     story.put(EXAMPLES, "x", b'{"text":"write to maria@customers.example.com"}')
     story.put(FEEDBACK, "x", b'{"firstName":"Maria"}')
     found = {kind: sorted(intents) for kind, intents in kinds(settings).items()}
-    found.pop("claimed_after_outcome", None)  # of the bent clock
+    found.pop("claimed_after_outcome", None)  # of the bent clock; it has a test of its own
     assert found == {
+        "claimed_twice": sorted([again.intent_id, once_more.intent_id]),
+        "sent_after_use_by": [late.intent_id],
+        "sent_against_guard": [refused.intent_id],
         "sent_twice": [twice.intent_id],
         "several_outcomes": [two_ends.intent_id],
         "sent_without_claim": sorted([unclaimed.intent_id, withdrawn.intent_id]),
         "outcome_without_intent": [orphan],
-        "sent_after_unsubscribe": [left.intent_id],
+        "sent_after_unsubscribe": sorted([left.intent_id, complained.intent_id]),
         "sent_without_consent": sorted([never_said_yes.intent_id, untold.intent_id]),
         "sent_after_condition_went": [went.intent_id],
-        "unreadable": [""],
+        "unreadable": [""] * 4,
         "personal_data": ["", ""],
+    }
+
+
+def test_a_claim_that_follows_its_outcome(settings: Settings, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    story.put(GATE, "ada", Standing("ada", True, True))
+    ended = story.intent("ada")
+    story.end(ended)
+    story.claim(ended)
+    assert kinds(settings) == {}  # the two may have crossed
+    monkeypatch.setattr("mailtide.audit.CROSSING_SECONDS", -0.001)
+    found = kinds(settings)
+    assert found["claimed_after_outcome"] == [ended.intent_id]
+
+
+def test_a_breach_is_named_with_its_place_and_the_command_exits_with_1(
+    settings: Settings, story: Story, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = story.claimed("ada", False, False)
+    for name, value in (("KAFKA", settings.kafka.bootstrap), ("KAFKA_PREFIX", settings.kafka.prefix), ("HOME", settings.home)):
+        monkeypatch.setenv(f"MAILTIDE_{name}", value)
+    with pytest.raises(SystemExit) as ended:
+        cli.app(["audit", "--json"])
+    (breach,) = json.loads(capsys.readouterr().out)["breaches"]
+    place = f"{CLAIMS}/{partition_of('ada', 2)}"
+    assert ended.value.code == 1
+    assert breach == {
+        "kind": "claimed_twice",
+        "intent": twice.intent_id,
+        "place": f"{place}/1",
+        "detail": f"the claim at {place}/0 was not withdrawn",
     }
 
 
@@ -240,10 +291,13 @@ async def test_counts_are_compared_with_the_events(settings: Settings, story: St
     report = await asyncio.to_thread(audit, settings)
     assert report.breaches == []
     assert (report.events, report.customers, report.unproven) == (17, 3, [])
-    story.put(CUSTOMERS, "ada", await asyncio.to_thread(_state, settings, "bea"))
+    story.put(CUSTOMERS, "ada", await asyncio.to_thread(_state, settings, "bea"))  # one too many
+    story.put(CUSTOMERS, "bea", await asyncio.to_thread(_state, settings, "cleo"))  # one lost
     report = await asyncio.to_thread(audit, settings)
-    assert [breach.kind for breach in report.breaches] == ["counts_differ"]
-    assert "6 events, there are 5" in report.breaches[0].detail
+    assert [breach.kind for breach in report.breaches] == ["counts_differ", "counts_differ"]
+    said = " ".join(sorted(breach.detail for breach in report.breaches))
+    assert "ada: the state counts 6 events, there are 5" in said
+    assert "bea: the state counts 5 events, there are 6" in said
 
 
 def _state(settings: Settings, customer: str) -> bytes:

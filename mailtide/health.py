@@ -1,41 +1,49 @@
-"""``/health/live``, ``/health/ready`` and ``/metrics`` of one service, over plain asyncio."""
+"""``/health/live``, ``/health/ready`` and ``/metrics`` of a worker or the trainer."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from prometheus_client import REGISTRY, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client import REGISTRY
 
 from mailtide import endpoints
+from monitoring.http import Probe, listen
 from schemas.config import Settings
 
-LONGEST_REQUEST = 8192  # bytes
+PULSE = 1.0  # seconds between two beats of the event loop
+DEAD = 30.0  # seconds without one after which the process isn't alive
+
+Checks = Callable[[], Mapping[str, bool]]
 
 
-async def start(settings: Settings, name: str) -> asyncio.Server:
-    """Listen on ``health_port`` (0: a free one) and write the address into endpoints.json under ``name``."""
-    server = await asyncio.start_server(_answer, "127.0.0.1", settings.health_port, limit=LONGEST_REQUEST)
-    port = server.sockets[0].getsockname()[1]
-    endpoints.put(Path(settings.home), **{name: f"http://127.0.0.1:{port}"})
-    return server
+class Pulse:
+    """Whether an event loop still turns, for whoever asks from another thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock, self.beat = clock, clock()
+
+    async def run(self) -> None:
+        """Beat until cancelled."""
+        while True:
+            self.beat = self.clock()
+            await asyncio.sleep(PULSE)
+
+    def checks(self) -> dict[str, bool]:
+        """For ``/health/live``."""
+        return {"loop": self.clock() - self.beat < DEAD}
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+@contextmanager
+def serving(settings: Settings, name: str, live: Checks, ready: Checks) -> Iterator[Probe]:
+    """Listen on ``health_port`` (0, or taken: a free one) and write the address into endpoints.json under ``name``."""
+    probe = listen(settings.listen_host, settings.health_port, name, REGISTRY, live, ready)
+    endpoints.put(Path(settings.home), **{name: probe.url})
     try:
-        line = await asyncio.wait_for(reader.readline(), 5)
-        path = [*line.split(b" "), b"", b""][1]
-        status, kind, body = "200 OK", "text/plain; charset=utf-8", b"ok\n"
-        if path == b"/metrics":
-            kind, body = CONTENT_TYPE_LATEST, generate_latest(REGISTRY)
-        elif path not in (b"/health/live", b"/health/ready"):
-            status, body = "404 Not Found", b"not found\n"
-        writer.write(
-            f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
-        )
-        await writer.drain()
-    except (TimeoutError, ConnectionError, ValueError):
-        pass  # a probe that goes away is no news
+        yield probe
     finally:
-        writer.close()
+        endpoints.drop(Path(settings.home), name)
+        probe.close()

@@ -1,4 +1,8 @@
-"""Structured logs on stderr: one JSON object a line where nobody watches, readable where somebody does. Never personal data."""
+"""Structured logs on stderr: one JSON object a line where nobody watches, readable where somebody does. Never personal data.
+
+What the standard library's logging says goes the same way: a record's place
+(``extra={"group": …, "topic": …, "partition": …, "offset": …}``) becomes keys.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,35 @@ import sys
 
 import structlog
 
+PLACE = ("group", "topic", "partition", "offset", "worker", "service")  # of ``extra`` these alone become keys
+OURS = ("mailtide", "streams", "models", "training", "monitoring", "schemas")
+
 
 def configure(level: str) -> None:
     """Set up structlog and the standard library's logging alike."""
     threshold = getattr(logging, level.upper())
-    # The streams' libraries tell every step of a rebalance; their warnings are enough for an operator.
-    logging.basicConfig(level=max(threshold, logging.WARNING), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)  # says of every busy moment that it was one
-    logging.getLogger("jgo").setLevel(logging.ERROR)  # looks a Java up that we don't need, in vain, and says so at length
-    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer(default=str)
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso"),
+        structlog.processors.format_exc_info,
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
+        processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, structlog.stdlib.ExtraAdder(allow=PLACE), *shared],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    # The streams' libraries tell every step of a rebalance; their warnings are enough for an operator.
+    logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
+    for name in OURS:
+        logging.getLogger(name).setLevel(threshold)
+    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)  # says of every busy moment that it was one
+    logging.getLogger("jgo").setLevel(logging.ERROR)  # looks a Java up that we don't need, in vain, and says so at length

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import signal
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mailtide import broker, health
+from mailtide import broker, drain, health
 from schemas.config import Settings
 from schemas.errors import SettingsError
 
@@ -59,16 +60,23 @@ def identity(home: Path) -> Iterator[str]:
 
 async def run(settings: Settings, chosen: Sequence[str], worker_id: str) -> None:
     """Serve until SIGTERM or SIGINT; a stage that fails ends the worker with its error, so that a supervisor starts it afresh."""
-    halt = asyncio.Event()
+    from streams.metrics import STAGES
+
+    halt, asked = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
+
+    def ask() -> None:
+        asked.set()
+        halt.set()
+
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, halt.set)
-    probe = await health.start(settings, f"worker-{worker_id}")
-    tasks = [asyncio.create_task(_guard(_serve(name)(settings, halt, worker_id), halt), name=name) for name in chosen]
-    try:
+        loop.add_signal_handler(signum, ask)
+    pulse = health.Pulse()
+    beating = asyncio.create_task(pulse.run())
+    with drain.deadline(asked, "worker"), health.serving(settings, f"worker-{worker_id}", pulse.checks, lambda: STAGES.checks(chosen)):
+        tasks = [asyncio.create_task(_guard(_serve(name)(settings, halt, worker_id), halt), name=name) for name in chosen]
         await asyncio.gather(*tasks)
-    finally:
-        probe.close()
+    beating.cancel()
 
 
 async def _guard(stage: Awaitable[None], halt: asyncio.Event) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.mail import Delivery, Draft, encode
 from streams.ledger import Ledger
+from streams.metrics import Value, labelled
 
 ASK_AGAIN = 5.0  # seconds after which a draft that waits for intake is asked whether it has expired
 
@@ -37,6 +39,7 @@ class Desk:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     sending: set[asyncio.Task[None]] = field(default_factory=set)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # one transaction at a time
+    counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # of outcomes, by trigger, status and reason
     outcomes: dict[str, Delivery] = field(default_factory=dict)  # by intent, to be written by the next transaction
     _open: set[int] = field(default_factory=set)
     _lowest: list[int] = field(default_factory=list)
@@ -75,7 +78,12 @@ class Desk:
                     await self.claimer.send(topic, encode(delivery), delivery.customer.encode(), self.number)
             for delivery in together:
                 self.ledger.outcome(delivery)
+                self.counts[delivery.trigger, delivery.status, delivery.reason or ""] += 1
                 del self.outcomes[delivery.intent_id]
+
+    def states(self) -> dict[str, int]:
+        """Drafts by what they wait for."""
+        return {"ready": len(self._ready), "asleep": len(self._waiting), "behind": len(self._behind), "sending": len(self.sending)}
 
     def committable(self) -> int:
         """Every draft below has ended; -1 where nothing was read."""
@@ -113,6 +121,17 @@ class Desk:
         if self._behind:
             pauses.append(self._behind[0][2] - time.monotonic())
         return max(0.0, min(pauses))
+
+
+def told(desks: dict[int, Desk], outcomes: Counter[tuple[str, str, str]], most: int) -> list[Value]:
+    """Figures for ``/metrics``; ``most``: drafts of a desk from which its partition isn't fetched."""
+    held = list(desks.values())
+    states: Counter[str] = Counter()
+    for desk in held:
+        states.update(desk.states())
+    paused = sum(len(desk) >= most for desk in held)
+    found = [*labelled("mailtide_sender_drafts", states), *(("mailtide_sender_outcomes_total", of, n) for of, n in dict(outcomes).items())]
+    return [*found, ("mailtide_stage_partitions", ("sender",), len(held)), ("mailtide_fetch_paused", ("sender",), paused)]
 
 
 async def finish(task: asyncio.Task[None], seconds: float) -> None:

@@ -27,6 +27,7 @@ from schemas.topics import CLUSTERS, CUSTOMERS, DEAD_LETTERS, EVENTS, FEEDBACK, 
 from streams.batches import Batch, BatchApp
 from streams.follow import follow
 from streams.kafka import producer
+from streams.metrics import STAGES, Value, labelled
 from streams.outbox import Outbox
 from streams.partition import Partition
 from streams.profiles import Profiles
@@ -66,6 +67,7 @@ class Intake:
         self.topic = {name: settings.kafka.topic(name) for name in (EVENTS, DEAD_LETTERS, INTENTS, GATE, VECTORS, FEEDBACK, CUSTOMERS)}
         self.parts: dict[int, Partition] = {}
         self.counts: Counter[str] = Counter()
+        self.fired: Counter[str] = Counter()  # intents by trigger
         self._idle: dict[int, int] = {}
 
     async def open(self) -> None:
@@ -90,7 +92,15 @@ class Intake:
             self.passing.update(topic, value)
         except msgspec.MsgspecError as error:
             self.counts["models_refused"] += 1
-            log.warning("a record of %s can't be read and is left out: %s", topic, error)
+            log.warning("a record of %s can't be read and is left out: %s", topic, error, extra={"topic": topic})
+
+    def told(self) -> list[Value]:
+        """Figures for ``/metrics``."""
+        counts = dict(self.counts)
+        dead = {name.removeprefix("dead."): count for name, count in counts.items() if name.startswith("dead.")}
+        rest = {name: count for name, count in counts.items() if not name.startswith("dead.")}
+        found = [*labelled("mailtide_events_total", rest), *labelled("mailtide_dead_letters_total", dead)]
+        return [*found, *labelled("mailtide_intents_total", self.fired), *self.app.told("intake")]
 
     async def close(self) -> None:
         """Finish what runs, leave the group, disconnect."""
@@ -124,7 +134,8 @@ class Intake:
             raise
         self.parts[number] = part
         part.tell()
-        log.info("took over %s partition %d at offset %d", topic, number, part.clock.offset)
+        place = {"group": self.app.group, "topic": topic, "partition": number, "offset": part.clock.offset}
+        log.info("partition taken over", extra=place)
 
     async def revoked(self, topic: str, number: int) -> None:
         """Let what is in flight land; the next owner reads it from the changelog."""
@@ -221,6 +232,7 @@ class _Work:
         for customer, at in result.timers.items():
             part.schedule.set(customer, at)
         for intent in result.intents:
+            self.intake.fired[intent.trigger] += 1
             add(topic[INTENTS], part.number, intent.customer.encode(), encode(intent))
         for record in result.gate:
             key = record.intent_id if isinstance(record, Gone) else record.customer
@@ -270,7 +282,8 @@ async def run(intake: Intake, stop: asyncio.Event) -> None:
         tasks.append(asyncio.create_task(_tick(intake)))
         for task in tasks:
             task.add_done_callback(lambda done: _ended(intake, done))
-        await intake.app.wait(stop)
+        with STAGES.watch("intake", lambda: intake.app.ready, intake.told):
+            await intake.app.wait(stop)
     finally:
         for task in tasks:
             task.cancel()

@@ -31,6 +31,7 @@ from schemas.release import Snapshot
 from schemas.topics import CLUSTERS, ITEMS, RHYTHM, VECTORS
 from streams.batches import Batch, BatchApp
 from streams.kafka import producer, reader
+from streams.metrics import STAGES
 
 GROUP = "mailtide-clusters"
 CHUNK = 200  # records between two looks at the event loop
@@ -75,7 +76,8 @@ class Learners:
         try:
             found = DECODER.decode(record.value or b"")
         except msgspec.DecodeError as error:
-            log.warning("%s offset %d is no learning record and was left out: %s", VECTORS, record.offset, error)
+            place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+            log.warning("no learning record, left out: %s", error, extra=place)
             return
         self.at = max(self.at, seconds(found.at))
         if isinstance(found, Vector):
@@ -151,7 +153,7 @@ class Stage:
             found.epochs[name] = max(epoch, found.epochs.get(name, 0))
         async with self.lock:
             self.learners, self.open, self._stamp = found, [], self._stat()
-        log.info("took over %s at offset %d", topic, found.offset)
+        log.info("partition taken over", extra={"group": self.app.group, "topic": topic, "partition": number, "offset": found.offset})
 
     async def revoked(self, topic: str, number: int) -> None:
         """Forget: whoever owns the partition next reads the file."""
@@ -297,7 +299,8 @@ async def serve(settings: Settings, stop: asyncio.Event, worker_id: str = "w0") 
     ticking = asyncio.create_task(_tick(stage))
     try:
         await stage.app.start()
-        await stage.app.wait(stop)
+        with STAGES.watch("clusters", lambda: stage.app.ready, lambda: stage.app.told("clusters")):
+            await stage.app.wait(stop)
     finally:
         # The ticking goes on meanwhile: leaving waits until what was learned is in the file.
         await stage.app.stop()

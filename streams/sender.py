@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,12 +33,13 @@ from schemas.config import Settings
 from schemas.errors import KafkaUnavailable, SettingsError
 from schemas.mail import Claim, Delivery, Draft, decoder, encode, iso
 from schemas.topics import CLAIMS, DELIVERIES, DRAFTS, EVENTS, EXAMPLES, GATE
-from streams.desk import Desk, Job, finish, wait
+from streams.desk import Desk, Job, finish, told, wait
 from streams.ends import Ends
 from streams.examples import example_of
 from streams.kafka import connection, producer
 from streams.ledger import delivery_of, orphan, recover
 from streams.letters import Letter, Letters
+from streams.metrics import STAGES, Value
 from streams.smtp import Mailer
 
 log = structlog.get_logger()
@@ -63,7 +65,8 @@ async def serve(settings: Settings, stop: asyncio.Event, worker_id: str = "w0") 
     sender = Sender(settings, worker_id)
     try:
         await sender.start()
-        await sender.run(stop)
+        with STAGES.watch("sender", lambda: sender.joined and sender.tasks.keys() == sender.desks.keys(), sender.told):
+            await sender.run(stop)
     finally:
         await sender.close()
 
@@ -79,6 +82,8 @@ class Sender(ConsumerRebalanceListener):
         self.mailer = Mailer(settings.smtp)
         self.desks: dict[int, Desk] = {}
         self.tasks: dict[int, asyncio.Task[None]] = {}
+        self.outcomes: Counter[tuple[str, str, str]] = Counter()  # by trigger, status and reason
+        self.joined = False
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.consumer = AIOKafkaConsumer(
             **connection(self.kafka),
@@ -103,6 +108,10 @@ class Sender(ConsumerRebalanceListener):
             await self.consumer.start()
         except KafkaError as error:
             raise KafkaUnavailable(f"no Kafka answers at {self.kafka.bootstrap}: {error}") from error
+
+    def told(self) -> list[Value]:
+        """Figures for ``/metrics``."""
+        return told(self.desks, self.outcomes, MOST_WAITING)
 
     @property
     def producer(self) -> AIOKafkaProducer:
@@ -144,7 +153,9 @@ class Sender(ConsumerRebalanceListener):
             try:
                 draft = _DRAFT.decode(record.value or b"")
             except msgspec.DecodeError as error:
-                self.log.error("a draft that can't be read", partition=place.partition, offset=record.offset, error=str(error))
+                self.log.error(
+                    "a draft that can't be read", topic=place.topic, partition=place.partition, offset=record.offset, error=str(error)
+                )
                 draft = None
             desk.add(record.offset, draft)
         if len(desk) >= MOST_WAITING:
@@ -160,11 +171,13 @@ class Sender(ConsumerRebalanceListener):
             self._fail(KafkaUnavailable(f"{DRAFTS} and {GATE} have different partitions; run `mailtide topics check`"))
             return
         self.consumer.pause(*places)
+        self.joined = True
         for number in sorted(drafts):
             self.tasks[number] = asyncio.create_task(self._partition(number))
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Finish what is on its way before another worker takes over."""
+        self.joined = False
         await self._leave({place.partition for place in revoked})
 
     async def _leave(self, numbers: Iterable[int]) -> None:
@@ -217,7 +230,7 @@ class Sender(ConsumerRebalanceListener):
         except BaseException:
             await claimer.stop()
             raise
-        desk = self.desks[number] = Desk(number, ledger, claimer)
+        desk = self.desks[number] = Desk(number, ledger, claimer, counts=self.outcomes)
         desk.checked = started
         orphans = list(ledger.claims.values())
         ends = (orphan(claim, iso(self._now(claim.draft)), self.settings.shop) for claim in orphans)
@@ -225,7 +238,7 @@ class Sender(ConsumerRebalanceListener):
         drafts, gates = (TopicPartition(self.kafka.topic(name), number) for name in (DRAFTS, GATE))
         self.consumer.seek(gates, gate)
         self.consumer.resume(drafts, gates)
-        self.log.info("partition open", partition=number, ended=len(ledger.ended), unknown=len(orphans))
+        self.log.info("partition open", topic=drafts.topic, partition=number, ended=len(ledger.ended), unknown=len(orphans))
         return desk
 
     # One draft's way.

@@ -37,6 +37,7 @@ from schemas.topics import CLUSTERS, DRAFTS, INTENTS, RELEASES
 from streams.batches import Batch, BatchApp
 from streams.follow import follow
 from streams.kafka import producer
+from streams.metrics import STAGES, writing
 from streams.releases import Releases
 
 log = logging.getLogger("mailtide.writer")
@@ -88,6 +89,7 @@ class Desk:
         self.wake = asyncio.Event()
         self.origins: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
+        self.shed: Counter[str] = Counter()  # mails that no model was asked for, by what went instead
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._filling = 0
@@ -101,9 +103,8 @@ class Desk:
             "busy_seconds": round(c.busy, 3),
             "mails": c.mails,
             "waiting": len(self.waiting),
-            "generated": self.origins["generated"],
-            "pool": self.origins["pool"],
-            "template": self.origins["template"],
+            **{origin: self.origins[origin] for origin in ("generated", "pool", "template")},
+            "shed": dict(self.shed),
             "guard_refused": dict(self.refused),
             "releases_refused": self.releases.refused,
         }
@@ -117,7 +118,7 @@ class Desk:
             try:
                 intent = _INTENT.decode(record.value or b"")
             except msgspec.MsgspecError as error:
-                log.error("intent skipped: %s", error, extra={"partition": batch.partition, "offset": record.offset})
+                log.error("intent skipped: %s", error, extra={"topic": batch.topic, "partition": batch.partition, "offset": record.offset})
                 opened.one()
                 continue
             prompt = narrow(prompt_of(intent, self.descriptions.get(intent.cluster, "")), self.book)
@@ -191,9 +192,11 @@ class Desk:
     def _at_once(self, job: Job) -> bool:
         """Serve without the model where that is right: bound to be suppressed, expired, or the pool holds enough."""
         if job.intent.foreseen is not None:
+            self.shed[job.intent.foreseen] += 1
             self._start(self._template(job, {"writer": f"not written: {job.intent.foreseen}"}))
             return True
         if _expired(self.settings, job.intent, time.time()):
+            self.shed["expired"] += 1
             self._start(self._template(job, {"writer": "expired before it was written"}))
             return True
         if self.pool.have(job.key) >= self.pool.size and not self.pool.fresh(job.intent.intent_id):
@@ -231,7 +234,10 @@ class Desk:
             counted += written_for_it
             if counted <= capacity or not written_for_it:
                 keep.append(job)
-            elif not self._from_pool(job):
+            elif self._from_pool(job):
+                self.shed["pool"] += 1
+            else:
+                self.shed["template"] += 1
                 self._start(self._template(job, {"writer": "queue too long"}))
         self.waiting = keep  # sorted, thus a heap
 
@@ -383,7 +389,8 @@ async def serve(settings: Settings, stop: asyncio.Event, worker_id: str = "w0") 
         await asyncio.wait([asyncio.ensure_future(caught_up.wait()), following], return_when=asyncio.FIRST_COMPLETED)
         await app.start()
         running = [asyncio.ensure_future(desk.run(stop)), asyncio.ensure_future(app.wait(stop)), following]
-        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        with STAGES.watch("writer", lambda: app.ready, lambda: [*writing(desk.stats()), *app.told("writer")]):
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:

@@ -1,0 +1,155 @@
+"""Health, drain and logs as an operator's tools see them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from mailtide import endpoints, health
+from monitoring.http import listen
+from schemas.config import Settings
+from schemas.errors import SettingsError
+from streams.metrics import Stages, labelled, writing
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_ready_means_that_every_stage_is(tmp_path: Path) -> None:
+    stages, joined = Stages(), threading.Event()
+    with health.serving(
+        Settings(home=str(tmp_path)), "worker-w0", health.Pulse().checks, lambda: stages.checks(["intake", "writer"])
+    ) as probe:
+        assert endpoints.read(tmp_path)["worker-w0"] == probe.url
+        assert get(probe.url + "/health/live") == (200, '{"loop": true}\n')
+        assert get(probe.url + "/health/ready") == (503, '{"intake": false, "writer": false}\n')
+        with stages.watch("intake", lambda: True, list), stages.watch("writer", joined.is_set, list):
+            assert get(probe.url + "/health/ready") == (503, '{"intake": true, "writer": false}\n')
+            joined.set()
+            assert get(probe.url + "/health/ready")[0] == 200
+        assert get(probe.url + "/health/ready")[0] == 503  # a stage that ended serves no more
+    assert "worker-w0" not in endpoints.read(tmp_path)
+
+
+def test_a_loop_that_stands_still_is_not_alive() -> None:
+    now = [100.0]
+    pulse = health.Pulse(lambda: now[0])
+    assert pulse.checks() == {"loop": True}
+    now[0] += health.DEAD
+    assert pulse.checks() == {"loop": False}
+
+
+def test_a_taken_port_gives_way_to_a_free_one_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def nothing() -> dict[str, bool]:
+        return {}
+
+    first = listen("127.0.0.1", 0, "monitor", CollectorRegistry(), nothing, nothing)
+    second = listen("127.0.0.1", first.port, "monitor", CollectorRegistry(), nothing, nothing)
+    try:
+        assert second.port != first.port
+        said = capsys.readouterr().out
+        assert said.count("\n") == 1
+        assert "port_taken" in said
+        assert str(second.port) in said
+        assert get(second.url + "/health/ready")[0] == 503  # nothing is known to hold
+    finally:
+        first.close()
+        second.close()
+
+
+def test_a_host_that_is_not_ours_is_a_setting_to_mend() -> None:
+    with pytest.raises(SettingsError, match=r"listen_host = '203\.0\.113\.7'"):
+        listen("203.0.113.7", 0, "monitor", CollectorRegistry(), dict, dict)
+
+
+def test_what_stages_count_is_what_prometheus_reads() -> None:
+    stages, registry = Stages(), CollectorRegistry()
+    registry.register(stages)
+    shed = Counter({"pool": 3, "template": 2, "expired": 1})
+    stats = {
+        "waiting": 4,
+        "tokens": 100,
+        "busy_seconds": 1.5,
+        "releases_refused": 0,
+        "generated": 5,
+        "pool": 6,
+        "template": 7,
+        "shed": shed,
+        "guard_refused": {"claims": 2},
+    }
+    intake = Counter({"read": 10, "forwarded": 1})
+    with (
+        stages.watch("writer", lambda: True, lambda: writing(stats)),
+        stages.watch("intake", lambda: False, lambda: labelled("mailtide_events_total", intake)),
+    ):
+        text = generate_latest(registry).decode()
+    for line in (
+        'mailtide_writer_shed_total{to="expired"} 1.0',
+        'mailtide_writer_mails_total{origin="pool"} 6.0',
+        'mailtide_events_total{result="read"} 10.0',
+        'mailtide_stage_ready{stage="writer"} 1.0',
+        'mailtide_stage_ready{stage="intake"} 0.0',
+        "mailtide_writer_waiting 4.0",
+    ):
+        assert line in text.splitlines()
+    assert generate_latest(registry).decode() == ""
+
+
+def run(program: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    return done, time.monotonic() - began
+
+
+HANGS = """
+import threading, time
+from mailtide import drain, logs
+logs.configure("info")
+halt = threading.Event()
+with drain.deadline(halt, "worker", 0.2):
+    halt.set()
+    time.sleep({seconds})
+print("ended by itself")
+"""
+
+
+def test_a_drain_that_hangs_is_cut_off_and_says_so() -> None:
+    done, seconds = run(HANGS.format(seconds=60))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert json.loads(done.stderr)["event"] == "drain_cut_short"
+    assert seconds < 55
+    done, _ = run(HANGS.format(seconds=0))
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "ended by itself", "")
+
+
+def test_logs_are_json_with_the_records_place_and_nothing_else_of_extra() -> None:
+    done, _ = run(
+        "import logging, structlog; from mailtide import logs; logs.configure('info')\n"
+        "place = {'group': 'g', 'topic': 't', 'partition': 3, 'offset': 42, 'email': 'maria@customers.example.com'}\n"
+        "logging.getLogger('streams.intake').info('partition taken over', extra=place)\n"
+        "logging.getLogger('faust').info('step of a rebalance')\n"
+        "logging.getLogger('aiokafka').warning('a broker is %s', 'gone')\n"
+        "structlog.get_logger().info('lag_state', group='g', topic='t', partition=3, offset=42)\n"
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [line["event"] for line in lines] == ["partition taken over", "a broker is gone", "lag_state"]
+    for line in (lines[0], lines[2]):
+        assert (line["group"], line["topic"], line["partition"], line["offset"]) == ("g", "t", 3, 42)
+        assert line["timestamp"]
+        assert line["level"] == "info"
+    assert "maria" not in done.stderr

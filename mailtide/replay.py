@@ -13,6 +13,7 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
+from mailtide.readers import Readers
 from mailtide.sources import open_source
 from schemas import topics
 from schemas.config import Settings
@@ -23,14 +24,16 @@ BATCH_BYTES = 1 << 18  # of one partition's batch: large enough to be cheap, sma
 IN_FLIGHT = 64  # batches that wait for their acknowledgement
 _SOON = 0.005  # seconds: what is due within them needs no sleep, and lies no longer than that in a batch
 _SETTLING = 0.5  # seconds between two looks for the topic
+QUIET = 15.0  # seconds without a new mail after which simulated readers expect no more
 _EVERY = 200  # events between two reports of progress
 
 
-class Summary(msgspec.Struct, frozen=True):
-    """What was published and acknowledged."""
+class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was published and acknowledged. ``reader``: what simulated readers did, whose events aren't counted in ``events``."""
 
     events: int
     customers: int
+    reader: dict[str, Any] | None = None
 
 
 async def replay(
@@ -42,13 +45,15 @@ async def replay(
     speed: float | None = None,
     progress: Callable[[int], None] | None = None,
     gate: Callable[[float], Awaitable[None]] | None = None,
+    readers: Readers | None = None,
 ) -> Summary:
     """Publish ``source``; returns when every event is acknowledged by all in-sync replicas.
 
     ``gate`` is awaited with the day's start (seconds) before each day that has
     events, once all earlier ones are acknowledged. ``speed`` is event seconds
-    per second; None or 0 is as fast as it goes. Raises SourceError,
-    KafkaUnavailable, TopicMismatch.
+    per second; None or 0 is as fast as it goes. ``readers`` answer the mails
+    that go out meanwhile, each answer before the first event of a later time.
+    Raises SourceError, KafkaUnavailable, TopicMismatch.
     """
     opened = open_source(source, days, customers)
     made = await producer(settings.kafka, acks="all", linger_ms=5, max_batch_size=BATCH_BYTES)
@@ -65,6 +70,8 @@ async def replay(
             if wait > _SOON:
                 await out.flush()
                 await asyncio.sleep(wait)
+            for answer in readers.due(at) if readers is not None else ():
+                await out.add(answer.customer, msgspec.json.encode(answer.event))
             await out.add(customer, msgspec.json.encode(event))
             people.add(customer)
             count += 1
@@ -79,7 +86,27 @@ async def replay(
         raise KafkaUnavailable(f"publishing to {settings.kafka.bootstrap} failed: {error}") from error
     finally:
         await made.stop()
-    return Summary(count, len(people))
+    return Summary(count, len(people), readers.told() if readers is not None else None)
+
+
+async def answer_rest(settings: Settings, readers: Readers, quiet: float = QUIET) -> int:
+    """After the source has ended: publish answers until no new mail was read for ``quiet`` seconds; how many."""
+    made = await producer(settings.kafka, acks="all", linger_ms=5)
+    try:
+        out, count, mails, since = await _Out.to(made, settings.kafka.topic(topics.EVENTS)), 0, -1, time.monotonic()
+        while time.monotonic() - since < quiet:
+            for answer in readers.due(float("inf")):
+                await out.add(answer.customer, msgspec.json.encode(answer.event))
+                count += 1
+            await out.flush()
+            if readers.mails != mails:
+                mails, since = readers.mails, time.monotonic()
+            await asyncio.sleep(0.1)
+    except KafkaError as error:
+        raise KafkaUnavailable(f"publishing to {settings.kafka.bootstrap} failed: {error}") from error
+    finally:
+        await made.stop()
+    return count
 
 
 class _Pace:

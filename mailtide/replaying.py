@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import msgspec
@@ -10,18 +11,38 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mailtide import broker, topics
-from mailtide.replay import replay
+from mailtide.readers import Readers
+from mailtide.replay import answer_rest, replay
 from schemas.config import Settings
 
 
-def main(settings: Settings, source: str, days: int | None, customers: int | None, speed: float | None, console: Console) -> Any:
-    """Publish until the source ends; the summary as plain data."""
+def main(
+    settings: Settings, source: str, days: int | None, customers: int | None, speed: float | None, console: Console, reader: bool = False
+) -> Any:
+    """Publish until the source ends; the summary as plain data. ``reader``: simulated readers answer the mails that are sent."""
     with broker.running(settings) as ready:
         topics.create(ready)
         columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:,.0f} events"), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task(f"replay {source}", total=None)
-            summary = asyncio.run(
-                replay(ready, source, days, customers, speed=speed, progress=lambda count: progress.update(bar, completed=count))
-            )
+            readers = Readers(ready) if reader else None
+            with contextlib.ExitStack() as stack:
+                if readers is not None:
+                    readers.start()
+                    stack.callback(readers.close)
+                summary = asyncio.run(
+                    replay(
+                        ready,
+                        source,
+                        days,
+                        customers,
+                        speed=speed,
+                        progress=lambda count: progress.update(bar, completed=count),
+                        readers=readers,
+                    )
+                )
+                if readers is not None:
+                    progress.update(bar, description="simulated readers answer the last mails")
+                    asyncio.run(answer_rest(ready, readers))
+                    summary = msgspec.structs.replace(summary, reader=readers.told())
     return msgspec.to_builtins(summary)

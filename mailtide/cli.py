@@ -23,6 +23,7 @@ topics_app = typer.Typer(no_args_is_help=True, help="The topics as declared, and
 customer_app = typer.Typer(no_args_is_help=True, help="What is known of a customer.")
 config_app = typer.Typer(no_args_is_help=True, help="The configuration and its mistakes.")
 phrasebook_app = typer.Typer(no_args_is_help=True, help="The approved language.")
+train_app = typer.Typer(help="The training service, and the search for its settings.")
 release_app = typer.Typer(no_args_is_help=True, help="The published models of each cluster.")
 for name, group in {
     "topics": topics_app,
@@ -30,6 +31,7 @@ for name, group in {
     "config": config_app,
     "phrasebook": phrasebook_app,
     "release": release_app,
+    "train": train_app,
 }.items():
     app.add_typer(group, name=name)
 
@@ -96,11 +98,12 @@ def replay(
     days: Annotated[int | None, typer.Option(min=1)] = None,
     customers: Annotated[int | None, typer.Option(min=1)] = None,
     speed: Annotated[float | None, typer.Option(min=0.0, help="Event seconds in each second; as fast as it goes without.")] = None,
+    reader: Annotated[bool, typer.Option("--reader", help="Simulated readers answer what is sent, each event marked so.")] = False,
 ) -> None:
     """Publish events in time order."""
     from mailtide.replaying import main as run_replay
 
-    _print(run_replay(_settings(), source, days, customers, speed, err))
+    _print(run_replay(_settings(), source, days, customers, speed, err, reader))
 
 
 @topics_app.command("create")
@@ -207,8 +210,9 @@ def audit(as_json: Json = False) -> None:
     raise typer.Exit(1 if document.get("breaches") else 0)
 
 
-@app.command()
+@train_app.callback(invoke_without_command=True)
 def train(
+    context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="One round, then exit.")] = False,
     cluster: Annotated[str | None, typer.Option(help="Only this cluster (with --once).")] = None,
     demo: Annotated[bool, typer.Option("--demo", hidden=True)] = False,
@@ -216,11 +220,25 @@ def train(
     """The training service: refit each cluster's model and publish what passes the gate."""
     from mailtide.training import train as run_train
 
+    if context.invoked_subcommand is not None:
+        return
     if cluster is not None and not once:
         raise typer.BadParameter("goes with --once", param_hint="--cluster")
-    judged = run_train(_settings(), once, cluster, demo)
+    judged = run_train(_settings(), once, cluster, demo, err)
     if once:
         _print(judged)
+
+
+@train_app.command("search")
+def train_search(
+    cluster: Annotated[str | None, typer.Option(help="On its examples; the one with most without.")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Fits to try.")] = 6,
+    steps: Annotated[int, typer.Option(min=1, help="Of each fit.")] = 10,
+) -> None:
+    """Try learning rate, rank and perturbation, and print the best as TOML for mailtide.toml. Publishes nothing."""
+    from mailtide.training import search
+
+    typer.echo(search(_settings(), cluster, trials, steps, err))
 
 
 @app.command()

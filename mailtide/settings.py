@@ -31,6 +31,7 @@ DURATIONS = {
     "cap_window",
     "interval",
     "attribution",
+    "canary_time",
     "timeout",
     "session_timeout",
     "queue_seconds",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from mailtide import broker
+from mailtide import broker, drain, health
 from mailtide.up import signals
 from schemas.config import Settings
 from schemas.errors import MailtideError
@@ -25,7 +28,7 @@ DEMO = {
 }  # enough to see a gain, little enough for two cores that also write mail
 
 
-def train(settings: Settings, once: bool, cluster: str | None, demo: bool) -> list[dict[str, Any]]:
+def train(settings: Settings, once: bool, cluster: str | None, demo: bool, console: Console) -> list[dict[str, Any]]:
     """Run the service, or one round of it; what the gate said of each fit of that round.
 
     Raises MailtideError where ``cluster`` has no examples.
@@ -34,17 +37,49 @@ def train(settings: Settings, once: bool, cluster: str | None, demo: bool) -> li
 
     if demo:
         settings = msgspec.structs.replace(settings, training=msgspec.structs.replace(settings.training, **DEMO))
-    with broker.running(settings) as ready, signals() as halt:
-        trainer = Trainer(ready, halt)
-        if once:
+    with broker.running(settings) as ready, signals() as halt, _bars(console) as step:
+        trainer = Trainer(ready, halt, step)
+        try:
+            if not once:
+                # A fit can't be left in the middle of a step, which may outlast a supervisor's patience.
+                with (
+                    drain.deadline(halt, "trainer"),
+                    health.serving(ready, "trainer", lambda: {"process": True}, lambda: {"train": trainer.ready}),
+                ):
+                    trainer.run(most=DEMO_FITS if demo else None)
+                return []
             judged = trainer.once(cluster)
             if cluster is not None and not judged:
                 raise MailtideError(f"cluster {cluster!r} has too few examples to learn from; known: {sorted(trainer.examples())}")
             return [{"metrics": one.metrics, "failed": one.failed, "published": one.passed} for one in judged]
-        trainer.run(most=DEMO_FITS if demo else None)
-        while demo and not halt.is_set():  # a supervisor would take an early end for a death
-            signal.pause()
-    return []
+        finally:
+            trainer.close()
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[Callable[[str, int, int, float], None]]:
+    """A progress bar for each cluster that is being fitted; none where nobody looks."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def step(name: str, number: int, of: int, loss: float) -> None:
+            if name not in tasks or number == 1:
+                tasks[name] = progress.add_task(name, total=of)
+            progress.update(tasks[name], completed=number, total=of, description=f"{name}  loss {loss:.3f}")
+
+        yield step
+
+
+def search(settings: Settings, cluster: str | None, trials: int, steps: int, console: Console) -> str:
+    """Try settings of the fit on one cluster's examples; the best as TOML for ``mailtide.toml``.
+
+    Raises MailtideError where there is nothing to try them on.
+    """
+    from training.search import best_settings
+
+    with broker.running(settings) as ready, _bars(console) as step:
+        return best_settings(ready, cluster, trials, steps, step)
 
 
 def listing(settings: Settings) -> list[dict[str, Any]]:
@@ -67,19 +102,16 @@ def show(settings: Settings, cluster: str) -> list[dict[str, Any]]:
 
 
 def rollback(settings: Settings, cluster: str) -> dict[str, Any]:
-    """Serve the parent's artifact again, under a new epoch (writers refuse to go back in epochs)."""
-    from training.releases import history, publish
+    """Serve the release before the present one again; before a cluster's first release is the base alone."""
+    from training.lineage import reverted
+    from training.releases import publish, serving
 
     with broker.running(settings) as ready:
-        found = history(ready).get(cluster, [])
-        if not found:
+        bad = serving(ready).get(cluster)
+        if bad is None:
             raise MailtideError(f"no release of cluster {cluster!r}; see `mailtide release list`")
-        bad = found[-1]
-        parent = next((one for one in reversed(found) if one.release_id == bad.parent), None)
-        if parent is None:
-            raise MailtideError(f"{bad.release_id} has no parent on the topic to go back to")
-        again = msgspec.structs.replace(
-            parent, epoch=bad.epoch + 1, at=iso(time.time()), parent=parent.parent, rolled_back_from=bad.release_id, share=1.0
-        )
+        if not bad.artifact:
+            raise MailtideError(f"cluster {cluster!r} is back at the base already; there is nothing before it")
+        again = reverted(bad, iso(time.time()), "asked for on the command line")
         publish(ready, again)
     return dict(msgspec.to_builtins(again))

@@ -105,8 +105,11 @@ class TrainingSettings(Section, frozen=True):
     batch: Count = 8
     replay: Share = 0.2
     kl: float = 0.1
-    epsilon: float = 0.5  # of the adversarial perturbation, in units of the embedding's norm
-    canary: Share = 1.0
+    epsilon: float = 0.0  # of the adversarial perturbation, in units of the embeddings' mean norm; 0 = none
+    noise: float = 5.0  # NEFTune's alpha; 0 = none
+    canary: Share = 0.25  # of a cluster's mails that a new release writes at first; 1 = all
+    canary_mails: Count = 50  # of a new release without harm, after which it serves all
+    canary_time: float = 86400.0  # seconds after which it does so with fewer
     attribution: float = 7 * 86400.0
 
 

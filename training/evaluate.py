@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from schemas.config import Settings
 from training.examples import Row
 
 MAILS = 12  # sampled for the guard and for variety
+SLOT_RULES = ("slots", "braces", "roles")  # the guard's, about what stands in braces and where
 SCORED = 6  # rows whose loss is compared between torch and the graph
 
 
@@ -58,6 +60,34 @@ class Forced:
         return Written("", (), self.nll / len(self.ids), 0.0, len(self.ids))
 
 
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Shares of sampled mails, in [0, 1]. ``distinct_2``: of their word pairs (Li et al. 2016, arXiv 1510.03055)."""
+
+    guard_pass: float
+    slots_valid: float
+    harmful: float
+    distinct: float
+    distinct_2: float
+
+
+def sampled(texts: Sequence[str], verdicts: Sequence[Mapping[str, str]]) -> Sampled:
+    """The figures of some texts and of the guard's verdicts on them."""
+    pairs = [pair for text in texts for pair in pairwise(text.lower().split())]
+    return Sampled(
+        guard_pass=_share(passes(one) for one in verdicts),
+        slots_valid=_share(all(one.get(rule) == "ok" for rule in SLOT_RULES) for one in verdicts),
+        harmful=_share(one.get("harm") != "ok" for one in verdicts),
+        distinct=len(set(texts)) / len(texts),
+        distinct_2=len(set(pairs)) / max(1, len(pairs)),
+    )
+
+
+def _share(held: Iterable[bool]) -> float:
+    found = list(held)
+    return sum(found) / len(found)
+
+
 class Judge:
     """The writer's graph, opened once for the figures of one round. ``threads``: as few as the trainer's."""
 
@@ -66,11 +96,11 @@ class Judge:
         self.model = Model(graph.prepare(path, Path(settings.home) / "writer", rank=settings.training.rank), threads)
         self.book = Book.load()
 
-    def losses(self, adapter: bytes | None, rows: Sequence[Row]) -> list[float]:
-        """Mean nats a token of each of the first rows' texts, as the graph reads them."""
+    def losses(self, adapter: bytes | None, rows: Sequence[Row], most: int = SCORED) -> list[float]:
+        """Mean nats a token of each of the first ``most`` rows' texts, as the graph reads them."""
         tokenizer, eos = self.model.tokenizer, self.model.shape.eos
         requests = []
-        for row in rows[:SCORED]:
+        for row in rows[:most]:
             prompt = tokenizer.encode(row.prompt, add_special_tokens=False).ids
             text = [*tokenizer.encode(row.text, add_special_tokens=False).ids, eos]
             requests.append((prompt, text))
@@ -81,9 +111,8 @@ class Judge:
             ]
             return [future.result().score for future in futures]
 
-    def sample(self, adapter: bytes | None, rows: Sequence[Row]) -> tuple[float, float]:
-        """Share of sampled mails that the guard passes, and share of them that differ, in the rows' own contexts."""
-        texts = []
+    def sample(self, adapter: bytes | None, rows: Sequence[Row]) -> Sampled:
+        """Mails written with an adapter in the rows' own contexts, and what the guard says of them."""
         with self._adapter(adapter) as loaded, self._engine() as engine:
             futures = []
             for number in range(MAILS):
@@ -95,9 +124,8 @@ class Judge:
                     return Guided(self.model.words, self.book, row.trigger, row.tone, slots, "general", (), seed=seed, explore=0.0)
 
                 futures.append((engine.submit(Request(prompt, walk, loaded)), slots, row.trigger))
-            texts = [(future.result().text, slots, trigger) for future, slots, trigger in futures]
-        good = sum(passes(check(text, slots, trigger)) for text, slots, trigger in texts)
-        return good / len(texts), len({text for text, _, _ in texts}) / len(texts)
+            written = [(future.result().text, slots, trigger) for future, slots, trigger in futures]
+        return sampled([text for text, _, _ in written], [check(*one) for one in written])
 
     @contextmanager
     def _adapter(self, data: bytes | None) -> Iterator[adapters.Adapter | None]:

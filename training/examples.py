@@ -8,6 +8,7 @@ one thing, so they can't disagree.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def follow(settings: Settings, folder: Path) -> int:
         if not places:
             return 0
         ends = consumer.end_offsets(places)
-        done = _done(folder)
+        done = read_to(folder)
         consumer.assign(places)
         for place in places:
             consumer.seek(place, done.get((place.topic, place.partition), 0))
@@ -73,7 +74,8 @@ def follow(settings: Settings, folder: Path) -> int:
     return taken
 
 
-def _done(folder: Path) -> dict[tuple[str, int], int]:
+def read_to(folder: Path) -> dict[tuple[str, int], int]:
+    """Next offset to read, by topic (as the cluster knows it) and partition."""
     found: dict[tuple[str, int], int] = {}
     for file in folder.glob("*.parquet"):
         matched = NAME.fullmatch(file.name)
@@ -86,7 +88,7 @@ def _done(folder: Path) -> dict[tuple[str, int], int]:
 def _write(folder: Path, place: Any, batch: Sequence[Any], kind: type[msgspec.Struct]) -> None:
     rows = [_flat(msgspec.json.decode(record.value, type=kind)) for record in batch if record.value is not None]
     target = folder / f"{place.topic}-{place.partition}-{batch[0].offset}-{batch[-1].offset}.parquet"
-    fresh = target.with_suffix(".new")
+    fresh = target.with_suffix(f".{os.getpid()}.new")  # several trainers may share a home
     pq.write_table(pa.Table.from_pylist(rows or [{"intent_id": ""}]), fresh)
     fresh.replace(target)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from training.evaluate import Sampled
+
 DRAWS = 1000
 WORSE_BY = 0.02  # nats a token: how much the upper end of the interval may exceed the serving loss on replayed examples
+LEAST_DISTINCT = 0.2  # of the sampled mails; fewer, and all customers of a cluster get the same letter
+LEAST_DISTINCT_2 = 0.1  # of word pairs
+KEEPS = 0.7  # of the serving release's distinct-2
 PARITY = 0.05  # nats a token between torch (bf16 autocast) and the writer's own graph (int8)
 
 
@@ -37,36 +42,51 @@ def judge(
     *,
     held_out: tuple[Sequence[float], Sequence[float]],
     replayed: tuple[Sequence[float], Sequence[float]] | None,
-    guard_pass: float,
-    serving_guard_pass: float,
-    distinct: float,
+    sampled: Sampled,
+    serving: Mapping[str, float],
     parity: float,
     finite: bool,
 ) -> Judgement:
-    """Decide by the figures: losses as (serving, fitted) pairs of the same rows; shares in [0, 1]; ``parity`` in nats a token."""
+    """Decide by the figures.
+
+    ``held_out``, ``replayed``: losses as (serving, fitted) pairs of the same rows, nats a token. ``serving``: the metrics that the serving
+    release was published with. ``parity``: nats a token between the writer's graph and torch, on the very file.
+    """
     mean, low, high = paired_bootstrap(*held_out)
     metrics = {
         "held_out_loss": float(np.mean(held_out[1])),
         "held_out_gain": -mean,
         "held_out_gain_low": -high,
-        "guard_pass": guard_pass,
-        "distinct": distinct,
+        "held_out_gain_high": -low,
+        "guard_pass": sampled.guard_pass,
+        "slots_valid": sampled.slots_valid,
+        "harmful": sampled.harmful,
+        "distinct": sampled.distinct,
+        "distinct_2": sampled.distinct_2,
         "parity": parity,
     }
     failed = []
     if not finite:
         failed.append("weights: NaN or infinite")
-    if high > 0:
+    if not high < 0:  # so that NaN fails, and a fit that changed nothing
         failed.append(f"held-out loss: {mean:+.4f} [{low:+.4f}, {high:+.4f}] is no clear gain")
     if replayed is not None and len(replayed[0]):
-        mean, _, high = paired_bootstrap(*replayed)
-        metrics["replay_gain"] = -mean
-        if high > WORSE_BY:
-            failed.append(f"replay loss: {mean:+.4f}, up to {high:+.4f}: older examples are forgotten")
-    if guard_pass < serving_guard_pass - 0.01:
-        failed.append(f"guard pass rate: {guard_pass:.2f}, serving {serving_guard_pass:.2f}")
-    if distinct < 0.2:
-        failed.append(f"distinct mails: {distinct:.2f} of the sampled differ")
-    if abs(parity) > PARITY:
+        mean, low, high = paired_bootstrap(*replayed)
+        metrics |= {"replay_gain": -mean, "replay_gain_low": -high}
+        if not high <= WORSE_BY:
+            failed.append(f"replay loss: {mean:+.4f} [{low:+.4f}, {high:+.4f}]: older examples are forgotten")
+    before = serving.get("guard_pass", 1.0)  # approved clauses pass by their making
+    if sampled.guard_pass < before - 0.01:
+        failed.append(f"guard pass rate: {sampled.guard_pass:.2f}, serving {before:.2f}")
+    if sampled.slots_valid < 1.0:
+        failed.append(f"slot validity: {sampled.slots_valid:.2f} of the sampled mails")
+    if sampled.harmful > 0.0:
+        failed.append(f"harmful or biased wording: in {sampled.harmful:.2f} of the sampled mails")
+    if sampled.distinct < LEAST_DISTINCT:
+        failed.append(f"distinct mails: {sampled.distinct:.2f} of the sampled differ")
+    least = max(LEAST_DISTINCT_2, KEEPS * serving.get("distinct_2", 0.0))
+    if sampled.distinct_2 < least:
+        failed.append(f"distinct-2: {sampled.distinct_2:.2f} of word pairs differ, at least {least:.2f} must")
+    if not abs(parity) <= PARITY:
         failed.append(f"parity: the writer's graph reads {parity:+.3f} nats a token from torch")
     return Judgement(metrics, failed)

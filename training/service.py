@@ -1,225 +1,243 @@
-"""The training service: examples in, a fit for each cluster that has enough, the gate, and a release for what passes."""
+"""The training service: examples in, a refit for each cluster that is due, the gate, a release for what passes.
+
+It also looks after what serves: canaries are promoted, harm is rolled back, clusters that split inherit.
+"""
 
 from __future__ import annotations
 
 import gc
-import json
 import os
-import random
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import structlog
-import torch
-from safetensors.torch import save as save_tensors
-from tokenizers import Tokenizer
-from torch.utils.tensorboard import SummaryWriter
 
-from models.writer import base as writer_base
 from schemas.config import Settings
-from schemas.errors import ArtifactError
-from schemas.mail import iso
+from schemas.mail import iso, seconds
 from schemas.release import Release
-from training import artifacts, releases
-from training.evaluate import SCORED, Judge
-from training.examples import Row, follow, rows
-from training.fit import Recipe, fit, load_base, split
-from training.gate import Judgement, judge
+from training import releases
+from training.examples import Row, follow, read_to, rows
+from training.gate import Judgement
+from training.lineage import inherited, promoted, reverted
+from training.membership import Membership
+from training.refit import Bench, Refit, Step, open_bench
+from training.watch import Watch
 
 log = structlog.get_logger()
 POLITENESS = 10  # nice: mail goes first
-FEWEST = 10  # examples below which no held-out loss means anything
-HELD_OUT_MOST = 64  # the newest of them: losses of more cost minutes on a small machine and change no verdict
-MOST = 2000  # newest examples of a cluster that a refit looks at
+FEWEST = 10  # new examples below which no held-out loss means anything
+PROBED = 16  # newest mails of a cluster whose loss under the serving release is looked at
+PROBES = 4  # looks in each interval
 
 
 class Halted(Exception):
-    """Asked to stop in the middle of a fit; what was learned so far is dropped and done again next time."""
+    """Asked to stop in the middle of a fit; the next start goes on from its checkpoint."""
 
 
-@dataclass
-class Bench:
-    """The frozen base, loaded once for a round of fits."""
-
-    model: Any
-    tokenizer: Tokenizer
-    eos: int
-    sha256: str
-    judge: Judge
+class Lost(Exception):
+    """The cluster went to another trainer in the middle of a fit."""
 
 
 class Trainer:
-    """One training process. ``halt`` is looked at between steps."""
+    """One training process. ``halt`` is looked at between steps; ``step`` hears of each."""
 
-    def __init__(self, settings: Settings, halt: threading.Event) -> None:
-        self.settings, self.halt = settings, halt
+    def __init__(self, settings: Settings, halt: threading.Event, step: Step = lambda *_: None) -> None:
+        self.settings, self.halt, self.told = settings, halt, step
         self.folder = Path(settings.home).resolve() / "training"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.threads = max(1, (os.cpu_count() or 2) // 2)  # the other half writes mail
-        self.learned: dict[str, int] = self._read_progress()
+        cores = os.cpu_count() or 2
+        self.threads = 2 if cores > 2 else 1  # the others write mail
+        self.watch = Watch(settings)
+        self.membership: Membership | None = None
+        self._probed: dict[str, int] = {}
+        self._examples: dict[str, list[Row]] | None = None
+
+    # -- the service --------------------------------------------------------------------------------
 
     def run(self, poll: float = 2.0, most: int | None = None) -> None:
-        """Until ``halt``: refit each cluster that has ``min_examples`` new ones, or any new one after ``interval`` seconds.
-
-        ``most`` ends it after so many fits.
-        """
+        """Until ``halt``: refit each cluster of ours that is due. After ``most`` fits it only looks after what serves."""
         os.nice(POLITENESS)
-        last, fits = time.monotonic(), 0
-        while not self.halt.is_set() and (most is None or fits < most):
-            follow(self.settings, self.folder / "examples")
-            scheduled = time.monotonic() - last >= self.settings.training.interval
-            least = 1 if scheduled else self.settings.training.min_examples
-            due = {cluster: found for cluster, found in self.examples().items() if len(found) - self.learned.get(cluster, 0) >= least}
-            if due:
-                chosen = sorted(due, key=lambda cluster: -len(due[cluster]))[: None if most is None else most - fits]
-                fits += len(self.round({cluster: due[cluster] for cluster in chosen}))
-            if scheduled or due:
-                last = time.monotonic()
-            self.halt.wait(poll)
+        self.membership = Membership(self.settings)
+        interval = self.settings.training.interval
+        last = probed = time.monotonic()
+        fits = 0
+        try:
+            while not self.halt.is_set():
+                found = self.look()
+                if most is not None and fits >= most:
+                    self.halt.wait(5 * poll)
+                    continue
+                if time.monotonic() - probed >= interval / PROBES:
+                    self.probe(found)
+                    probed = time.monotonic()
+                scheduled = time.monotonic() - last >= interval
+                due = self.due(found, scheduled)
+                if due:
+                    chosen = sorted(due, key=lambda cluster: -len(found[cluster]))[: None if most is None else most - fits]
+                    fits += len(self.round({cluster: found[cluster] for cluster in chosen}, due))
+                if scheduled or due:
+                    last = time.monotonic()
+                self.halt.wait(poll)
+        finally:
+            self.membership.close()
+            self.membership = None
 
     def once(self, cluster: str | None = None) -> list[Judgement]:
         """Refit now, whatever is new: every cluster with examples, or the one named."""
-        follow(self.settings, self.folder / "examples")
-        found = self.examples()
+        found = self.look()
         return self.round({name: each for name, each in found.items() if cluster is None or name == cluster})
+
+    def close(self) -> None:
+        """Let go of Kafka."""
+        self.watch.close()
+
+    # -- what is due ---------------------------------------------------------------------------------
+
+    def look(self) -> dict[str, list[Row]]:
+        """Take in what is new everywhere, look after what serves, and give the examples of our clusters."""
+        folder = self.folder / "examples"
+        if follow(self.settings, folder):
+            self._examples = None
+        self.watch.catch_up()
+        if self.membership is not None:
+            self.membership.beat()
+            self.membership.read(read_to(folder))
+        self.inherit()
+        self.look_after()
+        return {cluster: found for cluster, found in self.examples().items() if self.owns(cluster)}
+
+    @property
+    def ready(self) -> bool:
+        """A member of the group that has read what there is to learn from."""
+        return self.membership is not None and self.membership.joined and self._examples is not None
+
+    def owns(self, cluster: str) -> bool:
+        """Whether the cluster is ours; all are, outside the service."""
+        return self.membership is None or self.membership.owns(cluster)
 
     def examples(self) -> dict[str, list[Row]]:
         """All examples by cluster, oldest first; mails from before their customer had a cluster teach none."""
-        return {cluster: found for cluster, found in rows(self.settings, self.folder / "examples").items() if cluster}
+        if self._examples is None:
+            self._examples = {cluster: found for cluster, found in rows(self.settings, self.folder / "examples").items() if cluster}
+        return self._examples
 
-    def round(self, due: dict[str, list[Row]]) -> list[Judgement]:
-        """Refit these clusters one after the other; the gate's judgement of each."""
-        base = self._bench()
+    def due(self, found: Mapping[str, list[Row]], scheduled: bool) -> dict[str, str]:
+        """Which clusters are to be refitted now, and why."""
+        reasons: dict[str, str] = {}
+        for cluster, each in found.items():
+            new = len(each) - self._refit(cluster).progress(self.watch.serving.get(cluster))[0]
+            if new >= self.settings.training.min_examples:
+                reasons[cluster] = f"{new} new examples"
+            elif new >= FEWEST and cluster in self.watch.drift.drifted:
+                reasons[cluster] = f"drift: {self.watch.drift.drifted[cluster]}"
+            elif new >= FEWEST and scheduled:
+                reasons[cluster] = "schedule"
+        return reasons
+
+    def probe(self, found: Mapping[str, list[Row]]) -> None:
+        """The serving releases' losses on mails that none was fitted on, for drift."""
+        bench: Bench | None = None
+        for cluster, each in found.items():
+            serving = self.watch.serving.get(cluster)
+            refit = self._refit(cluster)
+            fresh = each[max(self._probed.get(cluster, 0), refit.progress(serving)[0]) :][-PROBED:]
+            if serving is None or not fresh or self.halt.is_set():
+                continue
+            bench = bench or open_bench(self.settings, self.folder, self.threads)
+            for loss in bench.judge.losses(refit.serving(serving), fresh, most=PROBED):
+                self.watch.drift.loss(cluster, loss)
+            self._probed[cluster] = len(each)
+
+    # -- refits ---------------------------------------------------------------------------------------
+
+    def round(self, due: Mapping[str, list[Row]], reasons: Mapping[str, str] | None = None) -> list[Judgement]:
+        """Refit these clusters one after the other, the one with most examples first; the gate's judgement of each."""
+        able = {cluster: found for cluster, found in due.items() if len(found) >= FEWEST}
+        for cluster in due.keys() - able.keys():
+            log.info("refit_waits", cluster=cluster, examples=len(due[cluster]), needs=FEWEST)
+        if not able:
+            return []
         judged = []
-        try:
-            for cluster, found in sorted(due.items(), key=lambda pair: -len(pair[1])):
-                if self.halt.is_set():
-                    break
-                if len(found) < FEWEST:
-                    log.info("refit_waits", cluster=cluster, examples=len(found), needs=FEWEST)
-                    continue
+        base = open_bench(self.settings, self.folder, self.threads)
+        for cluster, found in sorted(able.items(), key=lambda pair: -len(pair[1])):
+            if self.halt.is_set():
+                break
+            log.info("refit_begins", cluster=cluster, examples=len(found), why=(reasons or {}).get(cluster, "asked for"))
+            try:
                 judged.append(self.refit(base, cluster, found))
-                self.learned[cluster] = len(found)
-                self._write_progress()
-        except Halted:
-            log.info("refit_halted")
+            except Halted:
+                log.info("refit_halted", cluster=cluster)
+                break
+            except Lost:
+                log.info("refit_lost", cluster=cluster)
         del base
         gc.collect()
         return judged
 
     def refit(self, base: Bench, cluster: str, found: list[Row]) -> Judgement:
-        """Fit, judge and, where it passes, publish one cluster's adapter."""
-        training = self.settings.training
-        before = releases.serving(self.settings).get(cluster)
-        serving = self._serving(before)
-        recent = found[-MOST:]
-        learn, held_out = split(recent)
-        held_out = held_out[-HELD_OUT_MOST:]
-        replayed = self._replay(cluster, found)
-        recipe = Recipe(
-            rank=training.rank,
-            learning_rate=training.learning_rate,
-            steps=training.steps,
-            batch=training.batch,
-            kl=training.kl,
-            epsilon=training.epsilon,
-            seed=len(found),
-            threads=self.threads,
-        )
-        board = SummaryWriter(str(self.folder / "tensorboard" / cluster))
-        started = time.monotonic()
+        """Fit, judge and, where it passes and the cluster is still ours, publish one cluster's adapter."""
+        before = self.watch.serving.get(cluster)
+        refit = self._refit(cluster)
 
-        def step(number: int, loss: float) -> None:
-            board.add_scalar("loss/train", loss, number)
+        def step(name: str, number: int, of: int, loss: float) -> None:
+            self.told(name, number, of, loss)
             if self.halt.is_set():
                 raise Halted
+            self._still_ours(cluster)
 
-        try:
-            fitted = fit(base.model, base.tokenizer, base.eos, [*learn, *replayed], held_out, recipe, serving, step)
-        finally:
-            board.close()
-        metadata = {"base_sha256": base.sha256, "rank": str(recipe.rank), "alpha": str(2 * recipe.rank), "cluster": cluster}
-        data = save_tensors({name: tensor.contiguous() for name, tensor in fitted.tensors.items()}, metadata)
-        guard_pass, distinct = base.judge.sample(data, held_out)
-        serving_guard = before.metrics.get("guard_pass", 1.0) if before else 1.0  # approved clauses pass by their making
-        in_graph, in_torch = base.judge.losses(data, held_out), fitted.after[:SCORED]
-        judged = judge(
-            held_out=(fitted.before, fitted.after),
-            replayed=None,
-            guard_pass=guard_pass,
-            serving_guard_pass=serving_guard,
-            distinct=distinct,
-            parity=sum(in_graph) / len(in_graph) - sum(in_torch) / len(in_torch),
-            finite=all(bool(torch.isfinite(tensor).all()) for tensor in fitted.tensors.values()),
-        )
-        seconds = time.monotonic() - started
-        log.info("refit", cluster=cluster, examples=len(found), steps=fitted.steps, seconds=round(seconds, 1), failed=judged.failed)
-        self._record(cluster, judged, len(found), fitted.steps, seconds)
-        if judged.passed:
-            self._publish(cluster, data, base.sha256, before, judged, len(found))
+        judged, release = refit.run(base, found, self._elders(cluster), before, step)
+        if release is not None:
+            self._still_ours(cluster)
+            self.watch.catch_up()
+            now = self.watch.serving.get(cluster)
+            if (now.epoch if now else 0) >= release.epoch:  # rolled back, or published by another, meanwhile
+                raise Lost
+            self.publish(release)
+        refit.done(len(found))
+        self.watch.drift.learned(cluster)
         return judged
 
-    def _publish(self, cluster: str, data: bytes, base_sha256: str, before: Release | None, judged: Judgement, examples: int) -> None:
-        url, digest = artifacts.put(self.settings, data)
-        release = Release(
-            release_id=f"{cluster}-{digest[:12]}",
-            cluster=cluster,
-            epoch=(before.epoch if before else 0) + 1,
-            artifact=url,
-            sha256=digest,
-            base_sha256=base_sha256,
-            rank=self.settings.training.rank,
-            at=iso(time.time()),
-            parent=before.release_id if before else None,
-            metrics={name: round(value, 5) for name, value in judged.metrics.items()},
-            examples=examples,
-            share=self.settings.training.canary,
-        )
+    def publish(self, release: Release) -> None:
+        """Everywhere from here on."""
         releases.publish(self.settings, release)
-        log.info("published", cluster=cluster, release=release.release_id, epoch=release.epoch)
+        self.watch.released(release)
+        log.info("published", cluster=release.cluster, release=release.release_id, epoch=release.epoch, share=release.share)
 
-    def _serving(self, release: Release | None) -> bytes | None:
-        if release is None:
-            return None
-        try:
-            return artifacts.get(release.artifact, release.sha256)
-        except ArtifactError as error:
-            log.warning("serving_adapter_unreadable", release=release.release_id, error=str(error))
-            return None
+    def _still_ours(self, cluster: str) -> None:
+        if self.membership is not None:
+            self.membership.beat()
+            if not self.membership.owns(cluster):
+                raise Lost
 
-    def _replay(self, cluster: str, found: Sequence[Row]) -> list[Row]:
-        """Older examples against forgetting: a share of what newer ones crowd out."""
-        older = list(found[:-MOST])
-        count = min(len(older), int(self.settings.training.replay * MOST))
-        return random.Random(cluster).sample(older, count)
+    def _elders(self, cluster: str) -> list[Row]:
+        """Examples of the cluster that this one split from: replayed until it has enough of its own."""
+        known = self.watch.snapshot.clusters if self.watch.snapshot else ()
+        parent = next((one.parent for one in known if one.id == cluster), None)
+        return self.examples().get(parent, []) if parent else []
 
-    def _bench(self) -> Bench:
-        path = writer_base.locate(self.settings.writer.base_model)
-        sha256 = writer_base.fingerprint(path)
-        folder = self.folder / f"base-{sha256[:12]}"
-        if not (folder / "config.json").exists():
-            writer_base.export_hf(writer_base.load(path), folder)
-        judge = Judge(self.settings, self.threads)
-        return Bench(
-            load_base(folder, self.threads), Tokenizer.from_file(str(folder / "tokenizer.json")), judge.model.shape.eos, sha256, judge
-        )
+    def _refit(self, cluster: str) -> Refit:
+        return Refit(self.settings, self.folder, cluster)
 
-    def _record(self, cluster: str, judged: Judgement, examples: int, steps: int, seconds: float) -> None:
-        line = {"at": iso(time.time()), "cluster": cluster, "examples": examples, "steps": steps, "seconds": round(seconds, 1)}
-        with (self.folder / "refits.jsonl").open("a") as file:
-            file.write(json.dumps(line | {"passed": judged.passed, "failed": judged.failed, "metrics": judged.metrics}) + "\n")
+    # -- what serves -----------------------------------------------------------------------------------
 
-    def _read_progress(self) -> dict[str, int]:
-        try:
-            return dict(json.loads((self.folder / "learned.json").read_text()))
-        except (FileNotFoundError, json.JSONDecodeError):
-            return {}
+    def inherit(self) -> None:
+        """Clusters that split from one with a release begin with it."""
+        if self.watch.snapshot is not None:
+            for release in inherited(self.watch.snapshot, self.watch.serving, iso(time.time())):
+                if self.owns(release.cluster):
+                    self.publish(release)
 
-    def _write_progress(self) -> None:
-        fresh = self.folder / "learned.new"
-        fresh.write_text(json.dumps(self.learned))
-        fresh.replace(self.folder / "learned.json")
+    def look_after(self) -> None:
+        """Back with a release that does harm; on with a canary that did none."""
+        now = time.time()
+        for cluster, release in list(self.watch.serving.items()):
+            if not self.owns(cluster):
+                continue
+            verdict = self.watch.verdict(release)
+            if verdict.action == "rollback":
+                log.warning("rolled_back", cluster=cluster, release=release.release_id, why=verdict.why)
+                self.publish(reverted(release, iso(now), verdict.why))
+            elif release.share < 1.0 and (verdict.action == "promote" or now - seconds(release.at) > self.settings.training.canary_time):
+                self.publish(promoted(release, iso(now)))

@@ -14,13 +14,18 @@ ALPHA = 0.05  # chance that a release which is no worse is ever taken back, over
 
 
 class Tally(NamedTuple):
-    """Counts of one release's mails. ``refused``: the guard took none of its drafts, and the template went."""
+    """Counts of one release's mails: ``written`` by the model, ``refused`` by the guard (a template went), ``sent`` with the pool's."""
 
     written: int = 0
     refused: int = 0
     sent: int = 0
     complained: int = 0
     unsubscribed: int = 0
+
+    @property
+    def mails(self) -> int:
+        """As many as there is something to say about."""
+        return max(self.written, self.sent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +36,9 @@ class Verdict:
     why: str = ""
 
 
-def look(written: int) -> int:
+def look(mails: int) -> int:
     """Number of the look that this many mails make due; 0 before the first."""
-    return 0 if written < LEAST else 1 + int(math.log(written / LEAST, GROWTH))
+    return 0 if mails < LEAST else 1 + int(math.log(mails / LEAST, GROWTH))
 
 
 def worse(bad: int, of: int, bad_before: int, of_before: int) -> float:
@@ -60,4 +65,4 @@ def decide(now: Tally, before: Tally, number: int, canary: bool, enough: int) ->
         p = worse(bad, of, bad_before, of_before)
         if p < level:
             return Verdict("rollback", f"{name}: {bad} of {of} mails, before {bad_before} of {of_before} (p {p:.1g})")
-    return Verdict("promote") if canary and now.written >= enough else Verdict("wait")
+    return Verdict("promote") if canary and now.mails >= enough else Verdict("wait")

@@ -37,13 +37,14 @@ from schemas.topics import (
     ITEMS,
     RELEASES,
     RHYTHM,
+    TONES,
     VECTORS,
 )
 
 # A claim this long after the record that forbids it can't be explained by the two crossing each other.
 CROSSING_SECONDS = 5.0
 STAGES = (("mailtide-intake", EVENTS), ("mailtide-writer", INTENTS), ("mailtide-sender", DRAFTS))  # in the order that work flows
-OURS = (INTENTS, DRAFTS, GATE, CLAIMS, DELIVERIES, FEEDBACK, VECTORS, CLUSTERS, RHYTHM, ITEMS, RELEASES, EXAMPLES, CUSTOMERS)
+OURS = (INTENTS, DRAFTS, GATE, CLAIMS, DELIVERIES, FEEDBACK, VECTORS, CLUSTERS, RHYTHM, ITEMS, RELEASES, TONES, EXAMPLES, CUSTOMERS)
 MOST_OF_A_KIND = 100  # breaches named in full; the rest are counted
 
 _ADDRESS = re.compile(rb"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")

@@ -29,8 +29,7 @@ class ClauseOdds:
 
     def learn(self, context: str, clauses: Iterable[str], reward: float, count: int = 1) -> None:
         """``count`` mails with the same clauses, whose rewards add up to ``reward``. ``context``: what they can't help (trigger, tone)."""
-        self._contexts.add(context)
-        columns = [self._of(name) for name in (context, *clauses)]
+        columns = self.columns(context, clauses)
         self._gram[np.ix_(columns, columns)] += count
         self._sums[columns] += reward
 
@@ -44,18 +43,24 @@ class ClauseOdds:
     def _posterior(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and precision (in units of the noise) of all effects."""
         prior = np.full(len(self._column), (NOISE / SPREAD) ** 2)
-        prior[[self._column[name] for name in self._contexts]] = 1e-2  # a context's mean is whatever it is
+        prior[[self._column[name] for name in self._contexts]] = 1.0  # a context's mean may be anything between two rewards
         precision = self._gram + np.diag(prior)
         return np.linalg.solve(precision, self._sums), precision
 
-    def effects(self, draw: np.random.Generator | None = None) -> dict[str, float]:
-        """Effect of each context and clause on the reward: the mean, or a draw from the posterior (linear Thompson sampling)."""
-        if not self._column:
-            return {}
+    def columns(self, context: str, clauses: Iterable[str]) -> list[int]:
+        """Where a mail's effects stand in a draw."""
+        self._contexts.add(context)
+        return [self._of(name) for name in (context, *clauses)]
+
+    def draws(self, random: np.random.Generator, count: int) -> NDArray[np.float64]:
+        """``count`` draws of all effects from the posterior, f64[count,columns]: linear Thompson sampling (arXiv 1209.3352)."""
         mean, precision = self._posterior()
-        if draw is not None:
-            mean = mean + NOISE * np.linalg.solve(np.linalg.cholesky(precision).T, draw.standard_normal(len(mean)))
-        return dict(zip(self._column, mean.tolist(), strict=True))
+        noise = random.standard_normal((len(mean), count))
+        return np.asarray(mean + NOISE * np.linalg.solve(np.linalg.cholesky(precision).T, noise).T)
+
+    def effects(self) -> dict[str, float]:
+        """Mean effect of each context and clause on the reward."""
+        return dict(zip(self._column, self._posterior()[0].tolist(), strict=True)) if self._column else {}
 
     def odds(self) -> dict[str, float]:
         """Nats by clause id, shrunken towards nought where little is known."""

@@ -68,7 +68,8 @@ class Properties(msgspec.Struct, frozen=True, omit_defaults=True):
     """The properties that are understood, of every understood event; absent text is "", absent numbers are None.
 
     Money is in the currency's main unit. ``old_price`` belongs to ``Price
-    Dropped``; ``intent_id`` and ``message_id`` to what follows an email.
+    Dropped``; ``intent_id`` and ``message_id`` to what follows an email, and
+    ``simulated`` to what no person did.
     """
 
     order_id: str = ""
@@ -94,6 +95,7 @@ class Properties(msgspec.Struct, frozen=True, omit_defaults=True):
     ticket_id: str = ""
     intent_id: str = ""
     message_id: str = ""
+    simulated: bool = False
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -311,7 +313,8 @@ def _fields(kind: type[msgspec.Struct], found: dict[str, Any]) -> dict[str, Any]
     for field in msgspec.structs.fields(kind):
         if field.name not in found or field.name == "products":
             continue
-        fit = _text(found[field.name]) if field.type is str else _number(found[field.name])
+        value = found[field.name]
+        fit: Any = value is True if field.type is bool else _text(value) if field.type is str else _number(value)
         if fit is not None:
             fitting[field.name] = fit
     return fitting

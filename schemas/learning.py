@@ -1,4 +1,4 @@
-"""What intake tells the learners on ``model.vectors``, and what they publish back on ``model.rhythm`` and ``model.items``."""
+"""What intake tells the learners on ``model.vectors``, and what is published back: ``model.rhythm``, ``model.items``, ``model.tones``."""
 
 from __future__ import annotations
 
@@ -57,3 +57,12 @@ class ItemsSnapshot(msgspec.Struct, frozen=True):
     favourites: dict[str, str]
     prior_gap: dict[str, float]
     learned: int = 0
+
+
+class ToneChances(msgspec.Struct, frozen=True):
+    """Topic ``model.tones``, key = cluster: the chance that intake gives each tone. ``answers``: mails that it was learned from."""
+
+    cluster: str
+    chances: dict[str, float]
+    answers: int
+    at: str

@@ -22,6 +22,7 @@ VECTORS = "model.vectors"
 CLUSTERS = "model.clusters"
 RHYTHM = "model.rhythm"
 ITEMS = "model.items"
+TONES = "model.tones"
 RELEASES = "model.releases"
 EXAMPLES = "training.examples"
 CUSTOMERS = "mailtide-intake-customers-changelog"
@@ -71,6 +72,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic(CLUSTERS, "published centres, sizes and descriptions", partitions=1, cleanup="compact"),
     Topic(RHYTHM, "the visit model's published weights", partitions=1, cleanup="compact"),
     Topic(ITEMS, "goods bought together, and each kind's favourite product", partitions=1, cleanup="compact"),
+    Topic(TONES, "how likely each tone is for each cluster, as its customers answered", partitions=1, cleanup="compact"),
     Topic(RELEASES, "the release that serves each cluster", partitions=1, cleanup="compact"),
     Topic(CUSTOMERS, "intake's state of each customer, as its partition's next owner will find it", cleanup="compact"),
     Topic(EXAMPLES, "contexts and texts that the trainer learns from", partitions=6, retention_ms=180 * DAY_MS),

@@ -23,7 +23,7 @@ from schemas.config import Settings
 from schemas.errors import KafkaUnavailable, StoreError, TopicMismatch
 from schemas.events import Event
 from schemas.mail import Gone, encode
-from schemas.topics import CLUSTERS, CUSTOMERS, DEAD_LETTERS, EVENTS, FEEDBACK, GATE, INTENTS, ITEMS, RHYTHM, VECTORS
+from schemas.topics import CLUSTERS, CUSTOMERS, DEAD_LETTERS, EVENTS, FEEDBACK, GATE, INTENTS, ITEMS, RHYTHM, TONES, VECTORS
 from streams.batches import Batch, BatchApp
 from streams.follow import follow
 from streams.kafka import producer
@@ -68,6 +68,7 @@ class Intake:
         self.parts: dict[int, Partition] = {}
         self.counts: Counter[str] = Counter()
         self.fired: Counter[str] = Counter()  # intents by trigger
+        self.followed: Counter[str] = Counter({"complained": 0})  # what followed a mail, by kind; an alert needs the nought
         self._idle: dict[int, int] = {}
 
     async def open(self) -> None:
@@ -97,10 +98,11 @@ class Intake:
     def told(self) -> list[Value]:
         """Figures for ``/metrics``."""
         counts = dict(self.counts)
-        dead = {name.removeprefix("dead."): count for name, count in counts.items() if name.startswith("dead.")}
+        dead = {"not_json": 0} | {name.removeprefix("dead."): count for name, count in counts.items() if name.startswith("dead.")}
         rest = {name: count for name, count in counts.items() if not name.startswith("dead.")}
         found = [*labelled("mailtide_events_total", rest), *labelled("mailtide_dead_letters_total", dead)]
-        return [*found, *labelled("mailtide_intents_total", self.fired), *self.app.told("intake")]
+        found += [*labelled("mailtide_intents_total", self.fired), *labelled("mailtide_feedback_total", self.followed)]
+        return [*found, *self.app.told("intake")]
 
     async def close(self) -> None:
         """Finish what runs, leave the group, disconnect."""
@@ -240,6 +242,7 @@ class _Work:
         for value in result.learning:
             add(topic[VECTORS], 0, None, value)
         for feedback in result.feedback:
+            self.intake.followed[feedback.kind] += 1
             add(topic[FEEDBACK], part.number, feedback.customer.encode(), encode(feedback))
         self.intake.counts.update(result.counts)
 
@@ -269,7 +272,7 @@ async def run(intake: Intake, stop: asyncio.Event) -> None:
     """The stage with its collaborators given."""
     await intake.open()
     caught_up = asyncio.Event()
-    models = asyncio.create_task(follow(intake.settings.kafka, (CLUSTERS, RHYTHM, ITEMS), intake.update, caught_up))
+    models = asyncio.create_task(follow(intake.settings.kafka, (CLUSTERS, RHYTHM, ITEMS, TONES), intake.update, caught_up))
     tasks = [models]
     try:
         # The first batch must not be decided by older models than a restart's last one was.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 WORTH: Mapping[str, float] = {"opened": 0.25, "clicked": 1.0, "ordered": 1.5, "bounced": 0.0, "unsubscribed": -1.5, "complained": -3.0}
 OBJECTIONS = frozenset({"unsubscribed", "complained"})
-TEMPERATURE = 0.5  # of the advantage, in units of reward
+TEMPERATURE = 1.0  # of the advantage, in units of the rewards' own spread: single mails spread by 0.5, means of many far less
 LIGHTEST, HEAVIEST = 0.1, 5.0  # clipping: one lucky mail must not steer a cluster
 PROPENSITY_CLIP = 2.0  # a clause drawn rarely counts at most this much more than one drawn often
 
@@ -35,10 +35,11 @@ def weights(rewards: Sequence[float], propensities: Sequence[float]) -> list[flo
     if not rewards:
         return []
     mean = sum(rewards) / len(rewards)
+    spread = math.sqrt(sum((worth - mean) ** 2 for worth in rewards) / len(rewards)) or 1.0
     typical = math.exp(sum(math.log(max(p, 1e-6)) for p in propensities) / len(propensities))
     raw = []
     for worth, propensity in zip(rewards, propensities, strict=True):
-        advantage = math.exp((worth - mean) / TEMPERATURE)
+        advantage = math.exp(min((worth - mean) / (TEMPERATURE * spread), 50.0))  # clipped below; only not to overflow
         importance = min(max(typical / max(propensity, 1e-6), 1 / PROPENSITY_CLIP), PROPENSITY_CLIP)
         raw.append(min(max(advantage * importance, LIGHTEST), HEAVIEST))
     total = sum(raw)

@@ -23,6 +23,7 @@ from training.gate import Judgement
 from training.lineage import inherited, promoted, reverted
 from training.membership import Membership
 from training.refit import Bench, Refit, Step, open_bench
+from training.tones import Tones
 from training.watch import Watch
 
 log = structlog.get_logger()
@@ -50,6 +51,7 @@ class Trainer:
         cores = os.cpu_count() or 2
         self.threads = 2 if cores > 2 else 1  # the others write mail
         self.watch = Watch(settings)
+        self.tones = Tones(settings)
         self.membership: Membership | None = None
         self._probed: dict[str, int] = {}
         self._examples: dict[str, list[Row]] | None = None
@@ -98,7 +100,7 @@ class Trainer:
     def look(self) -> dict[str, list[Row]]:
         """Take in what is new everywhere, look after what serves, and give the examples of our clusters."""
         folder = self.folder / "examples"
-        if follow(self.settings, folder):
+        if news := follow(self.settings, folder):
             self._examples = None
         self.watch.catch_up()
         if self.membership is not None:
@@ -106,7 +108,10 @@ class Trainer:
             self.membership.read(read_to(folder))
         self.inherit()
         self.look_after()
-        return {cluster: found for cluster, found in self.examples().items() if self.owns(cluster)}
+        ours = {cluster: found for cluster, found in self.examples().items() if self.owns(cluster)}
+        if news:
+            self.tones.publish(ours)
+        return ours
 
     @property
     def ready(self) -> bool:

@@ -13,6 +13,8 @@ from schemas.mail import Delivery, Draft, encode
 from streams.ledger import Ledger
 from streams.metrics import Value, labelled
 
+# Outcomes that alerts ask about: they stand at nought from the start, or Prometheus misses the first one.
+ASKED = (("sent", ""), ("failed", ""), ("unknown", ""), ("suppressed", "expired"))
 ASK_AGAIN = 5.0  # seconds after which a draft that waits for intake is asked whether it has expired
 
 

@@ -27,6 +27,7 @@ DECLARED: dict[str, tuple[str, tuple[str, ...]]] = {
     "mailtide_events_total": ("records of customer.events: read, forwarded to their partition, or what else was counted", ("result",)),
     "mailtide_dead_letters_total": ("records that could not be read", ("reason",)),
     "mailtide_intents_total": ("triggers that fired", ("trigger",)),
+    "mailtide_feedback_total": ("what followed a mail: opened, clicked, ordered, unsubscribed, complained, bounced", ("kind",)),
     "mailtide_writer_mails_total": ("drafts by where their words come from", ("origin",)),
     "mailtide_writer_shed_total": ("drafts that no model was asked for, because mail would have been late or in vain", ("to",)),
     "mailtide_writer_waiting": ("intents in the writer's queue", ()),

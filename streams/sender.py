@@ -33,7 +33,7 @@ from schemas.config import Settings
 from schemas.errors import KafkaUnavailable, SettingsError
 from schemas.mail import Claim, Delivery, Draft, decoder, encode, iso
 from schemas.topics import CLAIMS, DELIVERIES, DRAFTS, EVENTS, EXAMPLES, GATE
-from streams.desk import Desk, Job, finish, told, wait
+from streams.desk import ASKED, Desk, Job, finish, told, wait
 from streams.ends import Ends
 from streams.examples import example_of
 from streams.kafka import connection, producer
@@ -82,7 +82,7 @@ class Sender(ConsumerRebalanceListener):
         self.mailer = Mailer(settings.smtp)
         self.desks: dict[int, Desk] = {}
         self.tasks: dict[int, asyncio.Task[None]] = {}
-        self.outcomes: Counter[tuple[str, str, str]] = Counter()  # by trigger, status and reason
+        self.outcomes = Counter({(trigger.name, *end): 0 for trigger in settings.trigger for end in ASKED})
         self.joined = False
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.consumer = AIOKafkaConsumer(

@@ -89,7 +89,7 @@ class Desk:
         self.wake = asyncio.Event()
         self.origins: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
-        self.shed: Counter[str] = Counter()  # mails that no model was asked for, by what went instead
+        self.shed = Counter({"pool": 0, "template": 0, "expired": 0})  # mails that no model was asked for, by what went instead
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self._filling = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,10 @@ def put(settings: Settings, data: bytes) -> tuple[str, str]:
     digest = hashlib.sha256(data).hexdigest()
     url = f"{home_of(settings).rstrip('/')}/{digest}.safetensors"
     try:
-        fs, path = _open(url)
+        fs, path = fsspec.core.url_to_fs(url)
         if not fs.exists(path):
-            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            with fs.open(path + ".new", "wb") as file:
-                file.write(data)
-            fs.mv(path + ".new", path)
-    except (OSError, ValueError, ImportError) as error:
+            _write(fs, path, data)
+    except Exception as error:  # each of fsspec's stores has its own errors
         raise ArtifactError(f"{url}: can't be written ({error}); mend training.artifacts or its access") from error
     return url, digest
 
@@ -39,15 +37,21 @@ def put(settings: Settings, data: bytes) -> tuple[str, str]:
 def get(url: str, sha256: str) -> bytes:
     """The bytes at ``url``; ArtifactError where they are missing or not what ``sha256`` says."""
     try:
-        fs, path = _open(url)
+        fs, path = fsspec.core.url_to_fs(url)
         data = bytes(fs.cat_file(path))
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # each of fsspec's stores has its own errors
         raise ArtifactError(f"{url}: can't be read ({error})") from error
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ArtifactError(f"{url}: its sha256 is not the release's {sha256[:12]}…: torn or replaced")
     return data
 
 
-def _open(url: str) -> tuple[Any, str]:
-    fs, path = fsspec.core.url_to_fs(url)
-    return fs, path
+def _write(fs: Any, path: str, data: bytes) -> None:
+    """Whole or not at all: an object store's write is so by itself, a folder's by its rename."""
+    if "file" not in fs.protocol:
+        fs.pipe_file(path, data)
+        return
+    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    fresh = f"{path}.{os.getpid()}.new"
+    fs.pipe_file(fresh, data)
+    fs.mv(fresh, path)

@@ -36,7 +36,14 @@ class Basket(msgspec.Struct, frozen=True, tag="basket"):
     first_seen: float = 0.0
 
 
-Learning = Vector | Visit | Basket
+class Forgotten(msgspec.Struct, frozen=True, tag="forgotten"):
+    """A customer objected: whatever is kept of that one goes, and no more comes (GDPR art. 21)."""
+
+    customer: str
+    at: str
+
+
+Learning = Vector | Visit | Basket | Forgotten
 
 
 class RhythmWeights(msgspec.Struct, frozen=True):

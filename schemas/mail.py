@@ -184,11 +184,14 @@ GateRecord = Standing | Gone | Watermark
 
 
 class Feedback(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What followed a mail: topic ``email.feedback``, key = customer."""
+    """What followed a mail: topic ``email.feedback``, key = customer. An objection that names no mail has an empty ``intent_id``.
+
+    ``erased``: the customer has no address any more.
+    """
 
     intent_id: str
     customer: str
-    kind: Literal["opened", "clicked", "ordered", "unsubscribed", "complained", "bounced"]
+    kind: Literal["opened", "clicked", "ordered", "unsubscribed", "complained", "bounced", "erased"]
     at: str
     value: float = 0.0  # of the order, in its currency
     simulated: bool = False

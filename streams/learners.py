@@ -5,12 +5,14 @@ One consumer of ``model.vectors`` (one partition) learns and publishes to
 follows. Order of a flush: publications acknowledged -> the learners' state and
 the next offset in one file -> the records' offsets committed. After a crash the
 file says where to go on, so nothing is learned twice; what had been published
-past it is published again under a later epoch.
+past it is published again under a later epoch. Intake may write a record again
+after a crash of its own, to the byte: those of late are known by their digests.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import time
@@ -25,7 +27,7 @@ from models.items import ItemsLearner
 from models.rhythm import RhythmLearner
 from schemas.config import Settings
 from schemas.errors import StoreError
-from schemas.learning import Basket, ItemsSnapshot, Learning, RhythmWeights, Vector, Visit
+from schemas.learning import Basket, Forgotten, ItemsSnapshot, Learning, RhythmWeights, Vector, Visit
 from schemas.mail import seconds
 from schemas.release import Snapshot
 from schemas.topics import CLUSTERS, ITEMS, RHYTHM, VECTORS
@@ -40,6 +42,9 @@ FLUSH = 1.0  # seconds between two flushes at least
 OPEN = 12  # batches that make a flush due at once
 BUFFER = 16
 IDLE = 1.0  # seconds without records after which even a little news is published
+
+KNOWN = 16_384  # digests of the newest records: more than intake repeats after a crash (its flushes in flight, of all partitions)
+DIGEST = 8  # bytes
 
 KEYS = {RHYTHM: "weights", ITEMS: "items"}
 KEPT = 100  # snapshots of the clusters that stay readable
@@ -58,6 +63,7 @@ class Saved(msgspec.Struct):
     rhythm: bytes
     items: bytes
     format: int = 1
+    known: bytes = b""  # digests of the newest records, oldest first
 
 
 class Learners:
@@ -69,10 +75,13 @@ class Learners:
         self.epochs: dict[str, int] = {}
         self.published: dict[str, int] = {}  # by topic: how much had been learned
         self.clusters, self.rhythm, self.items = ClusterLearner(), RhythmLearner(), ItemsLearner()
+        self.known: dict[bytes, None] = {}  # oldest first
 
     def learn(self, record: Any) -> None:
         """One Kafka record of ``model.vectors``; one that can't be read is named in the log and left out."""
         self.offset = record.offset + 1
+        if self._repeated(record.value or b""):
+            return
         try:
             found = DECODER.decode(record.value or b"")
         except msgspec.DecodeError as error:
@@ -84,8 +93,19 @@ class Learners:
             self.clusters.learn(found.customer, found.values)
         elif isinstance(found, Visit):
             self.rhythm.learn(found.features, found.labels)
+        elif isinstance(found, Forgotten):
+            self.clusters.forget(found.customer)
         else:
             self._basket(found)
+
+    def _repeated(self, value: bytes) -> bool:
+        digest = hashlib.blake2b(value, digest_size=DIGEST).digest()
+        if digest in self.known:
+            return True
+        self.known[digest] = None
+        if len(self.known) > KNOWN:
+            del self.known[next(iter(self.known))]
+        return False
 
     def _basket(self, found: Basket) -> None:
         self.items.learn(found.new, found.owned, found.products, seconds(found.at), found.first_seen)
@@ -103,7 +123,7 @@ class Learners:
     def dump(self) -> bytes:
         """Everything as MessagePack."""
         parts = (self.clusters.to_bytes(), self.rhythm.to_bytes(), self.items.to_bytes())
-        return msgspec.msgpack.encode(Saved(self.offset, self.at, self.epochs, self.published, *parts))
+        return msgspec.msgpack.encode(Saved(self.offset, self.at, self.epochs, self.published, *parts, known=b"".join(self.known)))
 
     @classmethod
     def load(cls, data: bytes) -> Learners:
@@ -113,6 +133,7 @@ class Learners:
         made.clusters = ClusterLearner.from_bytes(saved.clusters)
         made.rhythm = RhythmLearner.from_bytes(saved.rhythm)
         made.items = ItemsLearner.from_bytes(saved.items)
+        made.known = {saved.known[at : at + DIGEST]: None for at in range(0, len(saved.known), DIGEST)}
         return made
 
 

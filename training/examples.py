@@ -2,7 +2,8 @@
 
 Each poll becomes one file named by topic, partition and the offsets in it;
 where to read on is the largest offset among the names. Rows and offsets are
-one thing, so they can't disagree.
+one thing, so they can't disagree. Many small files are laid together now and
+then; a kill in between leaves rows twice, which are read once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from schemas.mail import Example, Feedback, seconds
 from schemas.topics import EXAMPLES, FEEDBACK
 from training.reward import OBJECTIONS, reward, weights
 
+MANY = 64  # files of one partition that are laid together
+EARLY = 300.0  # seconds that a reader's clock may be behind ours
 NAME = re.compile(r"(?P<topic>.+)-(?P<partition>\d+)-(?P<first>\d+)-(?P<last>\d+)\.parquet")
 
 
@@ -41,6 +44,7 @@ class Row:
     weight: float
     reward: float
     sent: float
+    clauses: str = ""  # ids, in the order said
 
 
 def follow(settings: Settings, folder: Path) -> int:
@@ -69,6 +73,8 @@ def follow(settings: Settings, folder: Path) -> int:
             for place, batch in consumer.poll(timeout_ms=500).items():
                 _write(folder, place, batch, names[place.topic])
                 taken += len(batch)
+        if taken:
+            _lay_together(folder)
     finally:
         consumer.close()
     return taken
@@ -88,9 +94,31 @@ def read_to(folder: Path) -> dict[tuple[str, int], int]:
 def _write(folder: Path, place: Any, batch: Sequence[Any], kind: type[msgspec.Struct]) -> None:
     rows = [_flat(msgspec.json.decode(record.value, type=kind)) for record in batch if record.value is not None]
     target = folder / f"{place.topic}-{place.partition}-{batch[0].offset}-{batch[-1].offset}.parquet"
+    _keep(target, rows)
+
+
+def _keep(target: Path, rows: list[dict[str, Any]]) -> None:
+    """Whole or not at all."""
     fresh = target.with_suffix(f".{os.getpid()}.new")  # several trainers may share a home
     pq.write_table(pa.Table.from_pylist(rows or [{"intent_id": ""}]), fresh)
     fresh.replace(target)
+
+
+def _lay_together(folder: Path, many: int = MANY) -> None:
+    """One file in place of ``many`` or more of a partition: the new one stands before the old ones go."""
+    files: dict[tuple[str, str], list[tuple[int, int, Path]]] = {}
+    for file in folder.glob("*.parquet"):
+        if matched := NAME.fullmatch(file.name):
+            files.setdefault((matched["topic"], matched["partition"]), []).append((int(matched["first"]), int(matched["last"]), file))
+    for (topic, partition), found in files.items():
+        if len(found) >= many:
+            found.sort()
+            rows = [row for _, _, file in found for row in pq.read_table(file).to_pylist()]
+            target = folder / f"{topic}-{partition}-{found[0][0]}-{max(last for _, last, _ in found)}.parquet"
+            _keep(target, rows)
+            for _, _, file in found:
+                if file != target:
+                    file.unlink(missing_ok=True)
 
 
 def _flat(value: msgspec.Struct) -> dict[str, Any]:
@@ -109,10 +137,11 @@ def propensity(each: Iterable[float]) -> float:
 
 
 def rows(settings: Settings, folder: Path, objects: Callable[[str], bool] = lambda _customer: False) -> dict[str, list[Row]]:
-    """Everything to learn from, by cluster, oldest first; customers who objected (or whom ``objects`` names) are left out."""
+    """Everything to learn from, by cluster, oldest first; customers who objected, were erased or whom ``objects`` names are left out."""
     prefix = settings.kafka.prefix
     sent: dict[str, dict[str, Any]] = {}
     followed: dict[str, list[dict[str, Any]]] = {}
+    objectors: set[str] = set()
     for file in sorted(folder.glob("*.parquet")):
         matched = NAME.fullmatch(file.name)
         if matched is None:
@@ -121,16 +150,17 @@ def rows(settings: Settings, folder: Path, objects: Callable[[str], bool] = lamb
             if matched["topic"] == prefix + EXAMPLES:
                 if row["intent_id"]:
                     sent[row["intent_id"]] = row
-            elif row["intent_id"]:
+            elif row.get("customer"):
                 followed.setdefault(row["intent_id"], []).append(row)
-    objectors = {row["customer"] for kinds in followed.values() for row in kinds if row["kind"] in OBJECTIONS}
+                if row["kind"] in OBJECTIONS:
+                    objectors.add(row["customer"])
     window = settings.training.attribution
     by_cluster: dict[str, list[tuple[dict[str, Any], float]]] = {}
     for intent, row in sent.items():
         if row["customer"] in objectors or objects(row["customer"]):
             continue
         at = seconds(row["sent"])
-        kinds = [one["kind"] for one in followed.get(intent, ()) if abs(seconds(one["at"]) - at) <= window]
+        kinds = [one["kind"] for one in followed.get(intent, ()) if -EARLY <= seconds(one["at"]) - at <= window]
         by_cluster.setdefault(row["cluster"], []).append((row, reward(kinds)))
     return {cluster: _rows(pairs) for cluster, pairs in by_cluster.items()}
 
@@ -139,6 +169,17 @@ def _rows(pairs: list[tuple[dict[str, Any], float]]) -> list[Row]:
     pairs.sort(key=lambda pair: (pair[0]["sent"], pair[0]["intent_id"]))
     each = weights([worth for _, worth in pairs], [row.get("propensity") or 1.0 for row, _ in pairs])
     return [
-        Row(row["intent_id"], row["cluster"], row["trigger"], row["tone"], row["prompt"], row["text"], weight, worth, seconds(row["sent"]))
+        Row(
+            row["intent_id"],
+            row["cluster"],
+            row["trigger"],
+            row["tone"],
+            row["prompt"],
+            row["text"],
+            weight,
+            worth,
+            seconds(row["sent"]),
+            row.get("clauses") or "",
+        )
         for (row, worth), weight in zip(pairs, each, strict=True)
     ]

@@ -5,8 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-WORTH: Mapping[str, float] = {"opened": 0.25, "clicked": 1.0, "ordered": 1.5, "bounced": 0.0, "unsubscribed": -1.5, "complained": -3.0}
-OBJECTIONS = frozenset({"unsubscribed", "complained"})
+WORTH: Mapping[str, float] = {
+    "opened": 0.25,
+    "clicked": 1.0,
+    "ordered": 1.5,
+    "bounced": 0.0,
+    "unsubscribed": -1.5,
+    "complained": -3.0,
+    "erased": 0.0,
+}
+OBJECTIONS = frozenset({"unsubscribed", "complained", "erased"})  # whoever does one of these is learned from no more
 TEMPERATURE = 1.0  # of the advantage, in units of the rewards' own spread: single mails spread by 0.5, means of many far less
 LIGHTEST, HEAVIEST = 0.1, 5.0  # clipping: one lucky mail must not steer a cluster
 PROPENSITY_CLIP = 2.0  # a clause drawn rarely counts at most this much more than one drawn often

@@ -25,7 +25,7 @@ from mailtide.up import ground
 from schemas.config import Settings
 from schemas.errors import MailtideError
 
-DAYS, CUSTOMERS = 364, 60  # the panel's year; as many households as 2 cores write every mail anew for in minutes
+DAYS, CUSTOMERS = 364, 40  # the panel's year; as many households as two slow cores write for in five minutes
 MARK = "demo.started"  # stands in a home that a demo made, which a demo may empty again
 STATE = (
     "kafka",
@@ -41,7 +41,7 @@ STATE = (
     "profiles.db-wal",
     "profiles.db-shm",
 )
-OPEN_AT_MOST = 150  # intents without an outcome before the replay waits: mails belong to their day
+OPEN_AT_MOST = 64  # intents without an outcome before the replay waits: rows stay full, mails belong to their day, and no queue is so long that templates go
 ENOUGH_TO_LEARN, REFIT_PATIENCE = 12, 400.0  # sent mails of a cluster from which its refit is waited for, and for how many seconds
 PATIENCE = 300.0  # seconds without any progress after which the demo gives up and says where it hangs
 

@@ -68,11 +68,16 @@ def test_ports_are_published_on_this_machine_alone() -> None:
     assert all(port.startswith("127.0.0.1:") for port in published)
 
 
-def test_prometheus_looks_where_the_monitor_listens() -> None:
-    scraped = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())["scrape_configs"]
-    targets = [target for job in scraped for group in job["static_configs"] for target in group["targets"]]
-    assert targets == [f"127.0.0.1:{OURS['monitor']['environment']['MAILTIDE_MONITOR_PORT']}"]
-    assert OURS["monitor"]["network_mode"] == "service:prometheus"
+def test_prometheus_looks_where_services_listen() -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
+    targets = {target for job in config["scrape_configs"] for group in job["static_configs"] for target in group["targets"]}
+    serving = {name: service["environment"] for name, service in OURS.items() if service["command"][0] in ("worker", "train", "monitor")}
+    ports = {name: "MAILTIDE_MONITOR_PORT" if name == "monitor" else "MAILTIDE_HEALTH_PORT" for name in serving}
+    assert targets == {f"{name}:{environment[ports[name]]}" for name, environment in serving.items()}
+    assert all(environment["MAILTIDE_LISTEN_HOST"] == "0.0.0.0" for environment in serving.values())
+    assert all(f":{OURS[name]['environment'][port]}/health/ready" in OURS[name]["healthcheck"]["test"][-1] for name, port in ports.items())
+    mounted = [volume.split(":")[0] for volume in COMPOSE["services"]["prometheus"]["volumes"]]
+    assert all(f"./deploy/{rules}" in mounted for rules in config["rule_files"])
 
 
 def test_the_image_holds_every_package() -> None:

@@ -41,7 +41,7 @@ STATE = (
     "profiles.db-wal",
     "profiles.db-shm",
 )
-OPEN_AT_MOST = 64  # intents without an outcome before the replay waits: rows stay full, mails belong to their day, and no queue is so long that templates go
+OPEN_AT_MOST = 64  # intents without an outcome before the replay waits: rows stay full, mails belong to their day, templates stay unused
 ENOUGH_TO_LEARN, REFIT_PATIENCE = 12, 400.0  # sent mails of a cluster from which its refit is waited for, and for how many seconds
 PATIENCE = 300.0  # seconds without any progress after which the demo gives up and says where it hangs
 

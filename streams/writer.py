@@ -294,7 +294,8 @@ class Desk:
             if w.mode == "free":
                 return Free(words, slots, seed=number, temperature=w.temperature)
             kinds = (prompt.trigger, prompt.tone, slots, prompt.goods, prompt.situation)
-            return Guided(words, self.book, *kinds, seed=number, temperature=w.temperature, explore=w.explore)
+            odds = adapter.odds if adapter is not None else None
+            return Guided(words, self.book, *kinds, seed=number, temperature=w.temperature, explore=w.explore, odds=odds)
 
         count = w.pool_oversample if w.mode == "free" else 1
         tokens = words.encode(render(prompt))

@@ -121,7 +121,8 @@ class Judge:
                 prompt = self.model.tokenizer.encode(row.prompt, add_special_tokens=False).ids
 
                 def walk(row: Row = row, slots: frozenset[str] = slots, seed: int = number) -> Guided:
-                    return Guided(self.model.words, self.book, row.trigger, row.tone, slots, "general", (), seed=seed, explore=0.0)
+                    kinds = (row.trigger, row.tone, slots, "general", ())
+                    return Guided(self.model.words, self.book, *kinds, seed=seed, explore=0.0, odds=loaded.odds if loaded else None)
 
                 futures.append((engine.submit(Request(prompt, walk, loaded)), slots, row.trigger))
             written = [(future.result().text, slots, trigger) for future, slots, trigger in futures]

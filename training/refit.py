@@ -17,6 +17,7 @@ from safetensors.torch import save as save_tensors
 from tokenizers import Tokenizer
 from torch.utils.tensorboard import SummaryWriter
 
+from models.odds import odds_of
 from models.writer import base as writer_base
 from schemas.config import Settings, TrainingSettings
 from schemas.errors import ArtifactError
@@ -111,7 +112,7 @@ class Refit:
                 *(bench.model, bench.tokenizer, bench.eos, made.learn, made.held_out, chosen, serving, told),
                 checkpoint=self.folder / "fit.pt",
             )
-            data = self._file(bench, fitted)
+            data = self._file(bench, fitted, found)
             judged = self._judge(bench, made, fitted, data, serving, before)
             for name, value in judged.metrics.items():
                 board.add_scalar(f"gate/{name}", value, made.examples)
@@ -154,9 +155,11 @@ class Refit:
             log.warning("serving_adapter_unreadable", release=release.release_id, error=str(error))
             return None
 
-    def _file(self, bench: Bench, fitted: Fitted) -> bytes:
+    def _file(self, bench: Bench, fitted: Fitted, found: Sequence[Row]) -> bytes:
+        """The adapter, and beside it what feedback says of each clause: both serve or neither does."""
         rank = self.settings.training.rank
         metadata = {"base_sha256": bench.sha256, "rank": str(rank), "alpha": str(2 * rank), "cluster": self.cluster}
+        metadata["odds"] = json.dumps(odds_of((f"{row.trigger}/{row.tone}", row.clauses.split(), row.reward) for row in found))
         data: bytes = save_tensors({name: tensor.contiguous() for name, tensor in fitted.tensors.items()}, metadata)
         return data
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.odds import MOST
 from models.writer.base import Shape, Weights, read_safetensors
 from models.writer.graph import GROUPS, wide
 from schemas.errors import ArtifactError
@@ -18,12 +21,16 @@ _PREFIX = "base_model.model.model.layers."
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """``a[i]`` f32[in,r'], ``b[i]`` f32[r',out] for site i = 4 * layer + group; alpha/rank is folded into ``b``."""
+    """``a[i]`` f32[in,r'], ``b[i]`` f32[r',out] for site i = 4 * layer + group; alpha/rank is folded into ``b``.
+
+    ``odds``: nats by clause id that feedback speaks for or against (``models.odds``); they travel in the file's metadata.
+    """
 
     sha256: str
     rank: int
     a: tuple[NDArray[np.float32], ...]
     b: tuple[NDArray[np.float32], ...]
+    odds: Mapping[str, float] = field(default_factory=dict)
 
 
 def read(file: Path, shape: Shape, base_sha256: str, rank: int, sha256: str = "") -> Adapter:
@@ -34,7 +41,8 @@ def read(file: Path, shape: Shape, base_sha256: str, rank: int, sha256: str = ""
             raise ArtifactError(f"{file}: its sha256 is {found[:12]}…, not the release's {sha256[:12]}…: publish it again")
         tensors, meta = read_safetensors(file)
         theirs, alpha = int(meta["rank"]), float(meta["alpha"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        odds = _odds(meta)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{file}: not a whole LoRA file ({error}): publish it again") from error
     if meta.get("base_sha256") != base_sha256:
         raise ArtifactError(
@@ -43,7 +51,15 @@ def read(file: Path, shape: Shape, base_sha256: str, rank: int, sha256: str = ""
     if not 0 < theirs <= rank:
         raise ArtifactError(f"{file}: rank {theirs}, the writer's graph has room for {rank}: set training.rank to {theirs} for both")
     _check(file, tensors, shape, theirs)
-    return _fuse(found, tensors, shape, theirs, alpha / theirs, rank)
+    return replace(_fuse(found, tensors, shape, theirs, alpha / theirs, rank), odds=odds)
+
+
+def _odds(meta: Mapping[str, str]) -> dict[str, float]:
+    """Raises ValueError for what are no odds."""
+    found = {str(name): float(value) for name, value in json.loads(meta.get("odds", "{}")).items()}
+    if not all(abs(value) <= MOST for value in found.values()):
+        raise ValueError(f"odds of more than {MOST} nats, or none at all")
+    return found
 
 
 def _check(file: Path, tensors: Weights, shape: Shape, rank: int) -> None:

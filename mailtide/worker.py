@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mailtide import broker, drain, health
+from mailtide import broker, drain, health, stuck
 from schemas.config import Settings
 from schemas.errors import SettingsError
 
@@ -73,7 +73,11 @@ async def run(settings: Settings, chosen: Sequence[str], worker_id: str) -> None
         loop.add_signal_handler(signum, ask)
     pulse = health.Pulse()
     beating = asyncio.create_task(pulse.run())
-    with drain.deadline(asked, "worker"), health.serving(settings, f"worker-{worker_id}", pulse.checks, lambda: STAGES.checks(chosen)):
+    with (
+        stuck.watching(settings, worker_id, pulse),
+        drain.deadline(asked, "worker"),
+        health.serving(settings, f"worker-{worker_id}", pulse.checks, lambda: STAGES.checks(chosen)),
+    ):
         tasks = [asyncio.create_task(_guard(_serve(name)(settings, halt, worker_id), halt), name=name) for name in chosen]
         await asyncio.gather(*tasks)
     beating.cancel()

@@ -159,6 +159,7 @@ class Settings(Section, frozen=True):
     home: str = ".mailtide"
     clock: Literal["event", "wall"] = "wall"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    patience: float = 120.0  # without progress, with work left, before a worker starts itself again
     health_port: Port = 0  # of each worker and trainer; one that is taken gives way to a free one
     listen_host: str = "127.0.0.1"  # where health and metrics are served; "0.0.0.0" inside a container
     kafka: KafkaSettings = KafkaSettings()

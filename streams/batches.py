@@ -33,10 +33,12 @@ from faust.types import TP, ConsumerMessage
 from schemas.config import KafkaSettings
 from streams.kafka import connection
 from streams.metrics import Value
+from streams.stall import WORK, Work
 
 POLL = 0.1  # seconds a fetch waits before it looks again which partitions want more
 FETCH_WAIT_MS = 50  # Faust hard-codes 1500, which made the whole 2.5 times slower
 COMMIT_INTERVAL = 0.5  # seconds
+MEASURE = 5.0  # seconds between two looks at what the broker says of us
 log = logging.getLogger(__name__)
 QUIET = ("faust", "mode", "aiokafka", "intervaltree")
 
@@ -55,6 +57,11 @@ class Batch:
         self.finished = False
         self.message: ConsumerMessage | None = None
         self._app: BatchApp | None = None
+
+    def touch(self) -> None:
+        """Something of it was done: who waits for ``done`` must not take a long batch for a stuck one."""
+        if self._app is not None and (lane := self._app.lanes.get(TP(self.topic, self.partition))) is not None:
+            lane.figure += 1
 
     def done(self) -> None:
         """Everything that follows from these records is safe: their offsets may be committed."""
@@ -100,12 +107,16 @@ class BatchApp:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._faust = _app(self)
         await self._faust.start()
+        self._measuring = asyncio.ensure_future(self._measure())
+        WORK[self.group] = self.work
 
     async def stop(self) -> None:
         """Finish what runs (``grace`` seconds at most), commit, leave the group."""
         app = self._faust
         if app is None:
             return
+        WORK.pop(self.group, None)
+        self._measuring.cancel()
         app.flow_control.suspend()
         if app._consumer is not None:
             app._consumer.stop_flow()
@@ -154,6 +165,35 @@ class BatchApp:
             ("mailtide_fetch_paused", (stage,), sum(lane.full for lane in lanes)),
             ("mailtide_fetch_pauses_total", (stage,), self.pauses),
         ]
+
+    def work(self) -> dict[str, Work]:
+        """By partition, for ``streams.stall``."""
+        found = {}
+        for lane in [lane for lane in list(self.lanes.values()) if lane.ready and not lane.draining]:
+            place = f"{lane.tp.topic}/{lane.tp.partition}"
+            found[place] = Work(lane.figure, lane.behind or bool(lane.waiting or lane.open))
+            due = min([lane.next, *(batch.first for batch in tuple(lane.open))])  # all below is done
+            found[f"{place} commits"] = Work(lane.committed, lane.committed < due)
+        return found
+
+    async def _measure(self) -> None:
+        """Ask the broker, not Faust, what is committed: Faust takes a commit for done that was refused (consumer.py:1080)."""
+        while self._faust is not None:
+            await asyncio.sleep(MEASURE)
+            consumer: Any = self._faust.consumer
+            for tp, lane in list(self.lanes.items()):
+                place = TopicPartition(*tp)
+                try:
+                    async with asyncio.timeout(MEASURE):
+                        end = (await consumer.highwaters(place))[place]
+                        position = await consumer.position(place)
+                        lane.committed = await consumer._thread.call_thread(consumer._thread._ensure_consumer().committed, place) or 0
+                except TimeoutError:
+                    continue  # the consumer's thread may be what is stuck: the last answer stands
+                except Exception:
+                    lane.behind = False  # in the middle of a rebalance, or no broker: nothing to blame this worker for
+                    continue
+                lane.behind = end > (position or 0)
 
     async def end_offsets(self, pairs: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
         """The offset after the last record, asked from the broker."""
@@ -233,7 +273,8 @@ class _Lane:
         self.open: set[Batch] = set()  # handed to the handler and not done
         self.wake, self.idle = asyncio.Event(), asyncio.Event()
         self.idle.set()
-        self.draining = self.full = self.ready = False
+        self.draining = self.full = self.ready = self.behind = False
+        self.figure = self.committed = self.next = 0  # what was done; the broker's word; the offset after the last batch done
         self.place = {"group": app.group, "topic": tp.topic, "partition": tp.partition}
         self.task = asyncio.ensure_future(self._run())
 
@@ -244,6 +285,8 @@ class _Lane:
 
     def close(self, batch: Batch) -> None:
         self.open.discard(batch)
+        self.figure += 1
+        self.next = max(self.next, batch.last + 1)
         if not self.open:
             self.idle.set()
         self._pressure()

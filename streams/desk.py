@@ -36,6 +36,7 @@ class Desk:
     ledger: Ledger
     claimer: Any = None  # the transactional producer that fences other owners
     alive: bool = True
+    beats: int = 0  # turns of its loop
     checked: float = field(default_factory=time.monotonic)  # when Kafka last confirmed that the partition is ours
     position: int = -1  # next offset to read; -1 before the first record
     wake: asyncio.Event = field(default_factory=asyncio.Event)

@@ -70,6 +70,7 @@ class _Open:
 
     def one(self) -> None:
         self.left -= 1
+        self.batch.touch()
         if self.left == 0:
             self.batch.done()
 

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mailtide.follower import Follower
-from mailtide.replay import replay
+from mailtide.readers import Readers
+from mailtide.replay import Summary, replay
 from mailtide.report import print_summary
 from mailtide.supervisor import SERVICES, Supervisor
 from mailtide.up import ground
@@ -116,11 +117,11 @@ def _run(settings: Settings, days: int, customers: int, console: Console, starte
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
         )
         with progress:
-            events, seen_customers = asyncio.run(_drive(settings, days, customers, follower, supervisor, gauge, progress))
+            published = asyncio.run(_drive(settings, days, customers, follower, supervisor, gauge, progress))
     finally:
         supervisor.stop()
         follower.close()
-    summary = _summary(settings, follower, gauge, events, seen_customers, time.monotonic() - started)
+    summary = _summary(settings, follower, gauge, published, time.monotonic() - started)
     (Path(settings.home) / "demo.json").write_text(json.dumps(summary, indent=2) + "\n")
     print_summary(summary, settings, console)
     return summary
@@ -128,7 +129,7 @@ def _run(settings: Settings, days: int, customers: int, console: Console, starte
 
 async def _drive(
     settings: Settings, days: int, customers: int, follower: Follower, supervisor: Supervisor, gauge: Gauge, progress: Progress
-) -> tuple[int, int]:
+) -> Summary:
     seen = follower.seen
     days_bar = progress.add_task("a year of purchases, day by day", total=days)
     mail_bar = progress.add_task("emails: intents with their outcome", total=None)
@@ -155,7 +156,9 @@ async def _drive(
         gauge.measure()
         progress.advance(days_bar)
 
-    published = await replay(settings, "complete-journey", days, customers, gate=gate)
+    # Nobody real reads these mails: without answers there would be nothing to learn from.
+    with Readers(settings) as readers:
+        published = await replay(settings, "complete-journey", days, customers, gate=gate, readers=readers)
     await until(lambda waiting: waiting == 0)
     progress.update(days_bar, completed=days)
     # A short replay ends before the first refit does; a very short one has too few examples for any.
@@ -169,16 +172,17 @@ async def _drive(
     await until(lambda waiting: waiting == 0)
     show()
     gauge.measure()
-    return published.events, published.customers
+    return published
 
 
-def _summary(settings: Settings, follower: Follower, gauge: Gauge, events: int, customers: int, seconds: float) -> dict[str, Any]:
+def _summary(settings: Settings, follower: Follower, gauge: Gauge, published: Summary, seconds: float) -> dict[str, Any]:
     seen = follower.seen
     intents, outcomes = seen.by_trigger()
     clusters = seen.snapshot.clusters if seen.snapshot else ()
     return {
-        "events": events,
-        "customers": customers,
+        "events": published.events,
+        "customers": published.customers,
+        "simulated_reader": published.reader,
         "clusters": [{"id": cluster.id, "size": cluster.size, "description": cluster.description} for cluster in clusters],
         "intents": intents,
         "outcomes": outcomes,

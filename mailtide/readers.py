@@ -44,11 +44,12 @@ class Readers:
         self._lock, self._halt = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="readers", daemon=True)
 
-    def start(self) -> None:
+    def __enter__(self) -> Readers:
         """Begin to read."""
         self._thread.start()
+        return self
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop reading; what wasn't handed out is never done."""
         self._halt.set()
         self._thread.join(10)

@@ -25,11 +25,7 @@ def main(
         columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:,.0f} events"), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task(f"replay {source}", total=None)
-            readers = Readers(ready) if reader else None
-            with contextlib.ExitStack() as stack:
-                if readers is not None:
-                    readers.start()
-                    stack.callback(readers.close)
+            with Readers(ready) if reader else contextlib.nullcontext() as readers:
                 summary = asyncio.run(
                     replay(
                         ready,

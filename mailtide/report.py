@@ -38,6 +38,9 @@ def print_summary(summary: dict[str, Any], settings: Settings, console: Console)
         f"{summary['template_share']:.0%} template · {summary['tokens_per_second']:.0f} tokens/s · lag {summary['lag']} · "
         f"peak memory {summary['peak_memory_bytes'] / 1e9:.1f} GB"
     )
+    if reader := summary.get("simulated_reader"):
+        did = ", ".join(f"{name} {count:,}" for name, count in reader.items() if name not in ("simulated", "mails_read", "in_taste"))
+        console.print(f"simulated reader (no person's doing): {reader['mails_read']:,} mails read, {did or 'none answered'}")
     newest = max((Path(settings.home) / "outbox").glob("*.eml"), key=lambda mail: mail.stat().st_mtime, default=None)
     if newest is not None:
         console.print(f"an email to open: {newest}")

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.guard import check
@@ -20,6 +20,7 @@ def test_click_beats_open_and_an_objection_beats_both() -> None:
     assert reward(["opened", "clicked"]) > reward(["opened"]) > reward([]) > reward(["opened", "unsubscribed"]) > reward(["complained"])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-3, 2), st.floats(1e-6, 1.0)), min_size=1, max_size=50))
 def test_weights_are_bounded_and_mean_one(pairs: list[tuple[float, float]]) -> None:
     found = weights([worth for worth, _ in pairs], [p for _, p in pairs])

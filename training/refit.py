@@ -24,6 +24,7 @@ from schemas.errors import ArtifactError
 from schemas.mail import iso
 from schemas.release import Release
 from training import artifacts, plan
+from training.corpus import enriched
 from training.evaluate import SCORED, Judge
 from training.examples import Row
 from training.fit import Fitted, Recipe, fit, load_base, with_adapter
@@ -107,9 +108,10 @@ class Refit:
                 board.add_scalar("loss/held_out", held_out, made.examples * 1000 + number)
             step(self.cluster, number, chosen.steps, loss)
 
+        learn = enriched(made.learn, bench.judge.book, made.examples)
         try:
             fitted = fit(
-                *(bench.model, bench.tokenizer, bench.eos, made.learn, made.held_out, chosen, serving, told),
+                *(bench.model, bench.tokenizer, bench.eos, learn, made.held_out, chosen, serving, told),
                 checkpoint=self.folder / "fit.pt",
             )
             data = self._file(bench, fitted, found)

@@ -13,6 +13,7 @@ import msgspec
 from training.examples import Row
 
 HELD_OUT = 5  # one in so many
+FEWEST = 10  # new examples below which no held-out loss means anything
 MOST = 2000  # newest examples that a refit looks at
 HELD_OUT_MOST = 64  # the newest of them: losses of more cost minutes on a small machine and change no verdict
 REPLAYED_MOST = 32  # older held-out examples on which forgetting is judged
@@ -45,8 +46,11 @@ def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 def plan(cluster: str, serving: str, found: Sequence[Row], learned: int, elders: Sequence[Row], replay: float) -> Plan:
     """The refit of ``found`` (oldest first), of which ``learned`` were learned before; ``elders``: of the cluster that it split from.
 
-    The share ``replay`` of what is learned are older examples, drawn at random, as far as there are any.
+    The share ``replay`` of what is learned are older examples, drawn at random, as far as there are any. Where hardly any is new,
+    all count as new.
     """
+    if len(found) - learned < FEWEST:
+        learned = 0
     fresh, older = list(found[learned:])[-MOST:], [*elders, *found[:learned]]
     learn, kept = split(fresh)
     again, older_kept = split(older)

@@ -83,13 +83,12 @@ class Refit:
         self._progress = self.folder / "progress.json"
 
     def progress(self, before: Release | None) -> tuple[int, int]:
-        """Examples at the last refit, and those that the serving release has learned; from its record where this home knows nothing."""
+        """Examples at the last refit, passed or not, and at that of the serving release, by its record: another home may have done it."""
         learned = before.examples if before else 0
         try:
-            tried = int(json.loads(self._progress.read_text())["tried"])
+            return max(learned, int(json.loads(self._progress.read_text())["tried"])), learned
         except (FileNotFoundError, ValueError, KeyError):
-            tried = learned
-        return tried, min(learned, tried)
+            return learned, learned
 
     def run(
         self, bench: Bench, found: Sequence[Row], elders: Sequence[Row], before: Release | None, step: Step

@@ -11,9 +11,8 @@ from schemas.config import Settings
 from schemas.errors import MailtideError
 from training.examples import follow, rows
 from training.fit import Recipe, fit
-from training.plan import split
+from training.plan import FEWEST, split
 from training.refit import Step, open_bench, recipe
-from training.service import FEWEST
 
 NEWEST = 200  # examples that are tried on: the ranking of settings needs no more
 JUDGED = 24  # held-out ones among them

@@ -22,13 +22,13 @@ from training.examples import Row, follow, read_to, rows
 from training.gate import Judgement
 from training.lineage import inherited, promoted, reverted
 from training.membership import Membership
+from training.plan import FEWEST
 from training.refit import Bench, Refit, Step, open_bench
 from training.tones import Tones
 from training.watch import Watch
 
 log = structlog.get_logger()
 POLITENESS = 10  # nice: mail goes first
-FEWEST = 10  # new examples below which no held-out loss means anything
 PROBED = 16  # newest mails of a cluster whose loss under the serving release is looked at
 PROBES = 4  # looks in each interval
 

@@ -1,0 +1,175 @@
+"""The training service on a real Kafka, with the tiny model: killed anywhere it goes on; several share the clusters; harm goes back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from kafka import KafkaProducer
+from kafka.admin import KafkaAdminClient
+
+from schemas.config import Settings
+from schemas.learning import Vector
+from schemas.mail import Delivery, Feedback, encode, iso
+from schemas.release import Cluster, Release, Snapshot
+from schemas.topics import CLUSTERS, DELIVERIES, FEEDBACK, VECTORS
+from tests.broker.trainers import environment, teach, tuned
+from training import artifacts, releases
+from training.lineage import successor
+from training.service import Trainer
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(1200)]  # seconds on an idle machine are minutes on a crowded one
+
+
+@contextmanager
+def trainer(settings: Settings) -> Iterator[Trainer]:
+    made = Trainer(settings, threading.Event())
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def put(settings: Settings, topic: str, *values: Any) -> None:
+    producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap)
+    for value in values:
+        producer.send(settings.kafka.topic(topic), encode(value), b"k", partition=0)
+    producer.flush()
+    producer.close()
+
+
+def refits(settings: Settings) -> list[dict[str, Any]]:
+    file = Path(settings.home) / "training" / "refits.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def wait(until: Callable[[], bool], watched: list[subprocess.Popen[bytes]], within: float = 1000.0) -> None:
+    end = time.monotonic() + within
+    while not until():
+        assert all(process.poll() is None for process in watched), "a trainer ended"
+        assert time.monotonic() < end, "it never came to pass"
+        time.sleep(0.1)
+
+
+def test_a_trainer_killed_anywhere_goes_on_and_publishes_once(settings: Settings) -> None:
+    ready = tuned(settings)
+    teach(ready, "c1", 40)
+    deaths = ["fitting", "writing the artifact", "before the record", "after the record"]
+    subprocess.run([sys.executable, "-m", "tests.broker.trainers", *deaths], env=environment(ready), check=True)
+    done = refits(ready)
+    # Killed in its seventh step it went on from the fifth, and after that no step was done twice.
+    assert [one["resumed_at"] for one in done] == [5, 10, 10]
+    assert all(one["passed"] for one in done), done
+    assert len({json.dumps(one["metrics"]["held_out_loss"]) for one in done}) == 1
+    (published,) = releases.history(ready)["c1"]
+    artifacts.get(published.artifact, published.sha256)
+    folder = Path(published.artifact).parent
+    assert [file.name for file in folder.glob("*.safetensors")] == [f"{published.sha256}.safetensors"]
+    assert len(list(folder.glob("*.new"))) == 1  # the half that a killed one left: nothing names it
+    with trainer(ready) as after:
+        assert after.due(after.look(), scheduled=True) == {}  # all is learned: the next start repeats nothing
+        teach(ready, "c1", 20, start=40)
+        found = after.look()
+        assert after.due(found, scheduled=False) == {"c1": "20 new examples"}
+        (judged,) = after.round(found)
+        assert "replay_gain" in judged.metrics
+    assert not list((Path(ready.home) / "training" / "clusters" / "c1").glob("*.pt"))
+
+
+def test_two_trainers_share_the_clusters_and_one_takes_over_what_the_other_leaves(settings: Settings, tmp_path: Path) -> None:
+    quick = msgspec.structs.replace(settings, kafka=msgspec.structs.replace(settings.kafka, session_timeout=6.0))
+    places = [msgspec.structs.replace(quick, home=str(tmp_path / name)) for name in "ab"]
+    homes = [tuned(place, artifacts=str(tmp_path / "artifacts"), steps=5) for place in places]
+    command = [sys.executable, "-m", "mailtide", "train"]
+    running = [subprocess.Popen(command, env=environment(home), stderr=subprocess.DEVNULL) for home in homes]
+    clusters = [f"c{n}" for n in range(6)]
+    admin = KafkaAdminClient(bootstrap_servers=settings.kafka.bootstrap)
+    try:
+        group = settings.kafka.topic("mailtide-trainer")
+
+        def members() -> int:
+            return len([m for m in admin.describe_groups([group])[group]["members"] if m["member_assignment"]])
+
+        wait(lambda: members() == 2, running)
+        for cluster in clusters:
+            teach(homes[0], cluster, 24)
+        wait(lambda: {one["cluster"] for home in homes for one in refits(home)} == set(clusters), running)
+        done = [[one["cluster"] for one in refits(home)] for home in homes]
+        assert done[0] and done[1] and len(done[0] + done[1]) == len(clusters), done  # each cluster on one
+        running[0].kill()
+        for cluster in clusters:
+            teach(homes[0], cluster, 24, start=24)
+        wait(lambda: len(refits(homes[1])) == len(done[1]) + len(clusters), running[1:])
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+        admin.close()
+    for line in releases.history(homes[0]).values():
+        assert [one.epoch for one in line] == list(range(1, len(line) + 1))
+
+
+def mails(release: str, count: int, start: int = 0, origin: str = "generated", **guard: str) -> list[Delivery]:
+    now = iso(time.time())
+    return [
+        Delivery(f"{release}-{n}", f"c {n}", "welcome", "c1", release, origin, "guided", "sent", "m", now, now, now, guard=guard)  # type: ignore[arg-type]
+        for n in range(start, start + count)
+    ]
+
+
+def test_a_canary_is_promoted_or_goes_back_by_what_its_mails_brought(settings: Settings) -> None:
+    ready = tuned(settings, canary=0.25, canary_mails=40)
+    one = successor(None, "c1", "/a/1", "1" * 64, "b" * 64, 4, iso(time.time()))
+    two = successor(one, "c1", "/a/2", "2" * 64, "b" * 64, 4, iso(time.time()), share=0.25)
+    releases.publish(ready, one)
+    releases.publish(ready, two)
+    complaint = Feedback(f"{two.release_id}-0", "c 0", "complained", iso(time.time()))
+    with trainer(ready) as watching:
+        put(ready, FEEDBACK, complaint, complaint)  # read before its mail, and twice: once is what counts
+        put(ready, DELIVERIES, *mails(one.release_id, 400), *mails(two.release_id, 39))
+        watching.look()
+        assert watching.watch.tally("c1", two.release_id) == (39, 0, 39, 1, 0)
+        assert watching.watch.serving["c1"] == two
+        put(ready, DELIVERIES, *mails(two.release_id, 30, start=39))
+        watching.look()
+        whole = watching.watch.serving["c1"]
+        assert (whole.release_id, whole.share, whole.epoch) == (two.release_id, 1.0, 3)
+        # Later it turns bad: the guard takes none of its drafts, and templates go.
+        put(ready, DELIVERIES, *mails(two.release_id, 30, start=100, origin="template", harm="stupid"))
+        watching.look()
+        back = watching.watch.serving["c1"]
+        assert (back.release_id, back.rolled_back_from, back.epoch) == (one.release_id, two.release_id, 4)
+        assert back.why.startswith("guard refusals: 30 of")
+        watching.look()
+        assert watching.watch.serving["c1"] == back
+    assert releases.serving(ready)["c1"] == back
+
+
+def test_split_clusters_inherit_and_drift_makes_a_refit_due(settings: Settings) -> None:
+    ready = tuned(settings)
+    one = successor(None, "c1", "/a/1", "1" * 64, "b" * 64, 4, iso(time.time()))
+    releases.publish(ready, one)
+    clusters = (Cluster("c1", 5, "", (0.0,), {}), Cluster("c2", 5, "", (9.0,), {}, parent="c1"))
+    put(ready, CLUSTERS, Snapshot("s1", 1, "", ("x",), (0.0,), (1.0,), clusters, 9))
+    now = iso(time.time())
+    put(ready, VECTORS, *(Vector(f"c{n}", (0.1 * (n % 3),), now) for n in range(300)))
+    teach(ready, "c1", 12)
+    with trainer(ready) as watching:
+        found = watching.look()
+        made = watching.watch.serving["c2"]
+        assert (made.artifact, made.inherited_from, made.epoch) == (one.artifact, "c1", 1)
+        assert watching.due(found, scheduled=False) == {}
+        put(ready, VECTORS, *(Vector(f"c{n}", (2.0 + 0.1 * (n % 3),), now) for n in range(300)))
+        found = watching.look()
+        assert watching.due(found, scheduled=False)["c1"].startswith("drift: distance to the centre went from")
+        assert [row.intent_id for row in watching._elders("c2")] == [row.intent_id for row in found["c1"]]
+    assert [type(release) for release in releases.history(ready)["c2"]] == [Release]

@@ -10,6 +10,7 @@ from kafka.errors import KafkaError
 from kafka.partitioner import murmur2
 
 from schemas.config import Settings, kafka_python_options
+from schemas.errors import TopicMismatch
 from schemas.topics import EXAMPLES
 
 GROUP = "mailtide-trainer"
@@ -18,7 +19,7 @@ BEAT_MS = 50  # with none at all kafka-python returns before it takes up what th
 
 
 class Membership:
-    """One member of the group. ``beat`` often: a rebalance happens only then."""
+    """One member of the group. ``beat`` often: a rebalance happens only then. Raises TopicMismatch where the topic is missing."""
 
     def __init__(self, settings: Settings) -> None:
         kafka = settings.kafka
@@ -33,6 +34,9 @@ class Membership:
             heartbeat_interval_ms=max(1000, int(kafka.session_timeout * 300)),
         )
         self._partitions = len(self._consumer.partitions_for_topic(self._topic) or ())
+        if not self._partitions:
+            self._consumer.close()
+            raise TopicMismatch(f"topic {self._topic} isn't there: run `mailtide topics create` first")
         self._consumer.subscribe([self._topic])
 
     def beat(self) -> None:
@@ -47,8 +51,6 @@ class Membership:
 
     def owns(self, cluster: str) -> bool:
         """Whether the cluster is this trainer's now."""
-        if not self._partitions:
-            return False
         number = (murmur2(cluster.encode()) & 0x7FFFFFFF) % self._partitions
         return TopicPartition(self._topic, number) in self._consumer.assignment()
 

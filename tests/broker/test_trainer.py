@@ -17,7 +17,10 @@ import pytest
 from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient
 
+from mailtide.settings import problems_and_settings
+from mailtide.training import rollback
 from schemas.config import Settings
+from schemas.errors import MailtideError
 from schemas.learning import Vector
 from schemas.mail import Delivery, Feedback, encode, iso
 from schemas.release import Cluster, Release, Snapshot
@@ -25,6 +28,7 @@ from schemas.topics import CLUSTERS, DELIVERIES, FEEDBACK, VECTORS
 from tests.broker.trainers import environment, teach, tuned
 from training import artifacts, releases
 from training.lineage import successor
+from training.search import best_settings
 from training.service import Trainer
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(1200)]  # seconds on an idle machine are minutes on a crowded one
@@ -152,6 +156,25 @@ def test_a_canary_is_promoted_or_goes_back_by_what_its_mails_brought(settings: S
         watching.look()
         assert watching.watch.serving["c1"] == back
     assert releases.serving(ready)["c1"] == back
+    by_hand = rollback(ready, "c1")  # before the first release is the base alone
+    assert (by_hand["release_id"], by_hand["artifact"], by_hand["epoch"]) == ("base", "", 5)
+    for cluster in ("c1", "c9"):
+        with pytest.raises(MailtideError, match=r"nothing before it|no release"):
+            rollback(ready, cluster)
+
+
+def test_a_search_prints_settings_that_settings_take(settings: Settings, tmp_path: Path) -> None:
+    ready = tuned(settings)
+    teach(ready, "c1", 24)
+    steps: list[str] = []
+    found = best_settings(ready, None, 2, 2, lambda name, *_: steps.append(name))
+    file = tmp_path / "mailtide.toml"
+    file.write_text(found)
+    made = problems_and_settings(file, {})
+    assert isinstance(made, Settings) and made.training.rank in (2, 4), found
+    assert set(steps) == {"trial 1 of 2", "trial 2 of 2"} and releases.history(ready) == {}
+    with pytest.raises(MailtideError, match="too few examples"):
+        best_settings(ready, "c7", 1, 1, lambda *_: None)
 
 
 def test_split_clusters_inherit_and_drift_makes_a_refit_due(settings: Settings) -> None:

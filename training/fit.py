@@ -21,7 +21,7 @@ from training.examples import Row
 from training.loss import Batch, Coded, code, embed, losses, neftune, pad, reach, row_losses, uphill
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-WARM_UP = 5  # steps
+WARM_UP = 5  # steps, or a quarter of a short fit
 MICRO = 2  # examples in one pass: a larger batch is gathered over several, in a third less memory and the same seconds
 Progress = Callable[[int, float, float | None], None]
 
@@ -218,9 +218,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _rate(step: int, steps: int) -> float:
-    if step < WARM_UP:
-        return (step + 1) / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / max(1, steps - WARM_UP)))
+    warm_up = min(WARM_UP, max(1, steps // 4))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
 def _state(model: PeftModel) -> dict[str, torch.Tensor]:

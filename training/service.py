@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from schemas.config import Settings
+from schemas.errors import ArtifactError
 from schemas.mail import iso, seconds
 from schemas.release import Release
 from training import releases
@@ -29,6 +30,7 @@ from training.watch import Watch
 
 log = structlog.get_logger()
 POLITENESS = 10  # nice: mail goes first
+STORE_PATIENCE = 60.0  # seconds until a store that took no adapter is asked again
 PROBED = 16  # newest mails of a cluster whose loss under the serving release is looked at
 PROBES = 4  # looks in each interval
 
@@ -177,6 +179,9 @@ class Trainer:
                 break
             except Lost:
                 log.info("refit_lost", cluster=cluster)
+            except ArtifactError as error:  # the fit is kept, and only its end is done again
+                log.error("refit_unpublished", cluster=cluster, error=str(error))
+                self.halt.wait(STORE_PATIENCE)
         del base
         gc.collect()
         return judged

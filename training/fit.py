@@ -16,6 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from safetensors.torch import load as load_tensors
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from training.examples import Row
 from training.loss import Batch, Coded, code, embed, losses, neftune, pad, reach, row_losses, uphill
@@ -63,6 +64,7 @@ class Fitted:
 def load_base(folder: Path, threads: int) -> Any:
     """The frozen base as a torch model, from a Hugging Face folder. bf16 where the hardware has it, else fp32."""
     torch.set_num_threads(threads)
+    transformers_logging.disable_progress_bar()  # ours say more
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.config.use_cache = False
     return model.cuda() if torch.cuda.is_available() else model

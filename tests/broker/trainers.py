@@ -67,6 +67,7 @@ def die(*_: Any, **__: Any) -> None:
 
 def half_written(_fs: Any, path: str, data: bytes) -> None:
     """As far as a killed process may have come."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(f"{path}.{os.getpid()}.new", "wb") as file:
         file.write(data[: len(data) // 2])
     die()

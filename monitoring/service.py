@@ -78,13 +78,15 @@ def serve(settings: Settings, halt: threading.Event, ready: Callable[[Probe], No
 
 
 def _tell(before: dict[tuple[str, str, int], State], rows: list[Row]) -> dict[tuple[str, str, int], State]:
-    now = {(row.group, row.topic, row.partition): row.state for row in rows}
+    """One line for the partitions of a topic that changed alike: a topic may have thousands. ``offset`` is the first one's."""
+    changed: dict[tuple[str, str, State], list[Row]] = {}
     for row in rows:
         was = before.get((row.group, row.topic, row.partition), State.UNKNOWN)
-        if was is row.state or {was, row.state} <= {State.UNKNOWN, State.OK}:
-            continue
-        tell = log.info if row.state in (State.OK, State.UNKNOWN) else log.warning
-        tell(
-            "lag_state", group=row.group, topic=row.topic, partition=row.partition, offset=row.committed, state=row.state.value, lag=row.lag
-        )
-    return now
+        if was is not row.state and not {was, row.state} <= {State.UNKNOWN, State.OK}:
+            changed.setdefault((row.group, row.topic, row.state), []).append(row)
+    for (group, topic, state), alike in changed.items():
+        tell = log.info if state in (State.OK, State.UNKNOWN) else log.warning
+        first, lag = alike[0], sum(row.lag for row in alike)
+        place = {"group": group, "topic": topic, "partition": first.partition, "offset": first.committed}
+        tell("lag_state", **place, partitions=len(alike), state=state.value, lag=lag)
+    return {(row.group, row.topic, row.partition): row.state for row in rows}

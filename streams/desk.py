@@ -15,6 +15,7 @@ from streams.metrics import Value, labelled
 
 # Outcomes that alerts ask about: they stand at nought from the start, or Prometheus misses the first one.
 ASKED = (("sent", ""), ("failed", ""), ("unknown", ""), ("suppressed", "expired"))
+CLOCK_JITTER = 1.0  # seconds; a wall clock that goes back further was set
 ASK_AGAIN = 5.0  # seconds after which a draft that waits for intake is asked whether it has expired
 
 
@@ -44,6 +45,7 @@ class Desk:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # one transaction at a time
     counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # of outcomes, by trigger, status and reason
     outcomes: dict[str, Delivery] = field(default_factory=dict)  # by intent, to be written by the next transaction
+    _wall: float = 0.0  # at the last look
     _open: set[int] = field(default_factory=set)
     _lowest: list[int] = field(default_factory=list)
     _intents: set[str] = field(default_factory=set)
@@ -110,6 +112,10 @@ class Desk:
 
     def take(self, most: int, wall: float) -> list[Job]:
         """The next drafts to ask the gate about, care first."""
+        if wall < self._wall - CLOCK_JITTER:  # a wait of a moment must not become one of what the clock was set back by
+            while self._waiting:
+                self.again(heapq.heappop(self._waiting)[2])
+        self._wall = wall
         while self._waiting and self._waiting[0][0] <= wall:
             self.again(heapq.heappop(self._waiting)[2])
         while self._behind and (self._behind[0][0] <= self.ledger.watermark or self._behind[0][2] <= time.monotonic()):

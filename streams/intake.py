@@ -38,6 +38,7 @@ GROUP = "mailtide-intake"
 CHUNK = 500  # records or timers between two looks at the event loop: heartbeats and flushes go on meanwhile
 TICK = 1.0  # seconds between two looks at the wall clock's timers
 SLICE = 900.0  # seconds of event time applied at once: a timer that they set may fire so much too late, in a replay only
+LOG_APPEND_TIME = 1  # aiokafka's ``timestamp_type``
 TOO_OFTEN = 10_000  # firings of one customer in one go: a timer that never advances
 
 log = logging.getLogger(__name__)
@@ -190,7 +191,7 @@ class _Work:
         return bool(self.states) or bool(self.outbox)
 
     async def events(self, records: list[Any]) -> None:
-        intake, part, wall = self.intake, self.part, time.time()
+        intake, part, wall = self.intake, self.part, max(time.time(), appended(records[-1]))
         sifted = sift(records, intake.places, part.number, wall, self.outbox)
         intake.counts.update(sifted.counts)
         events: list[Event] = sifted.events
@@ -248,6 +249,11 @@ class _Work:
 
     async def flush(self, done: Callable[[], None]) -> None:
         await self.part.flush(self.states, self.outbox, done)
+
+
+def appended(record: Any) -> float:
+    """When the broker took the record, in seconds; 0 where the time is its producer's. A clock of ours that was set back is behind it."""
+    return float(record.timestamp) / 1000 if record.timestamp_type == LOG_APPEND_TIME else 0.0
 
 
 def slices(events: list[Event], clock: float, next_timer: Callable[[], float]) -> Iterator[tuple[float, list[Event]]]:

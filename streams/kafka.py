@@ -51,7 +51,7 @@ async def producer(kafka: KafkaSettings, **options: Any) -> AIOKafkaProducer:
     )
     try:
         await made.start()
-    except KafkaError as error:
+    except (KafkaError, AssertionError) as error:  # the second is aiokafka's way to say that no broker answers just now (client.py:532)
         await made.stop()
         raise KafkaUnavailable(f"no Kafka answers at {kafka.bootstrap}: {error}") from error
     return made

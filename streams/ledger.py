@@ -11,6 +11,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
+import msgspec
+import structlog
 from aiokafka import TopicPartition
 
 from models.gate import History
@@ -20,6 +22,8 @@ from schemas.mail import Claim, Delivery, Draft, Gone, Reason, Standing, Status,
 from schemas.mail import GateRecord as GateUnion
 from schemas.topics import CLAIMS, DELIVERIES, GATE
 from streams.kafka import reader
+
+log = structlog.get_logger()
 
 # Drafts and claims are kept for 30 days; what ended before that can't come again.
 MEMORY_SECONDS = 31 * 86400.0
@@ -45,7 +49,11 @@ class Ledger:
         """Apply one record of ``email.gate``; a tombstone says nothing."""
         if value is None:
             return
-        record = _GATE.decode(value)
+        try:
+            record = _GATE.decode(value)
+        except msgspec.MsgspecError as error:  # passed over, mail that hangs on it stays unsent; a stop would hold up everybody's
+            log.error("a gate record that can't be read", error=str(error))
+            return
         if isinstance(record, Standing):
             self.standings[record.customer] = record
         elif isinstance(record, Gone):

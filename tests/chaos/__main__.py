@@ -43,7 +43,7 @@ def main() -> int:
 
 def _row(name: str, ready: Settings, home: Path, seeds: tuple[int, ...], console: Console) -> list[str] | None:
     """The figures; None, with the reason on the console, where a promise was broken or nothing came of it."""
-    kafka = msgspec.structs.replace(ready.kafka, prefix=f"{home.name}.", partitions=2)
+    kafka = msgspec.structs.replace(ready.kafka, prefix=f"{home.name}.", partitions=FAULTS[name].partitions)
     settings = msgspec.structs.replace(ready, home=str(home), kafka=kafka)
     topics.create(settings)
     started = time.monotonic()

@@ -26,6 +26,7 @@ class Fault:
     harm: Harm
     moods: type[Moody] | None = None
     own_broker: bool = False
+    partitions: int = 2
     bit: Callable[[Outcome], bool] = lambda _: True
 
 
@@ -52,6 +53,7 @@ FAULTS: dict[str, Fault] = {
     **{f"kill -9 {place}": Fault(processes.at(place, worker)) for worker, places in STAGES.items() for place in places},
     "kill -9 of the trainer, publishing": Fault(processes.trainer),
     "kill -9 of the monitor": Fault(processes.monitor),
+    "three workers on twelve partitions": Fault(processes.three, partitions=12),
     "two workers join and leave": Fault(processes.come_and_go),
     "zombie: SIGSTOP, SIGCONT": Fault(processes.zombie),
     "stuck: a task waits for ever": Fault(processes.stuck("hang")),

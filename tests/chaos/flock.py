@@ -79,6 +79,7 @@ class Flock:
         self.deaths: list[str] = []
         self._starts: dict[str, Callable[[], None]] = {}
         self._trapped: set[str] = set()
+        self._begun: dict[str, int] = {}  # where the running process's words begin in its log
         self._again: dict[str, float] = {}
         self.told: Told = []
         self.follower = Follower(self.settings)
@@ -90,6 +91,7 @@ class Flock:
         """``worker``: a service, with any number behind it. ``at``: where it comes to harm. ``before``: words before the command."""
         trap = {"CHAOS_AT": at, "CHAOS_HARM": harm} if at else {}
         command = [*before, sys.executable, "-m", "tests.chaos.victim", *COMMANDS[worker.rstrip("0123456789")]]
+        self._begun[worker] = self.log(worker).stat().st_size if self.log(worker).exists() else 0
         self.processes[worker] = spawn(command, self.log(worker), env=self.environment | trap | more)
         self._starts[worker] = functools.partial(self.start, worker, at=at, harm=harm, before=before, **more)
         self._trapped.discard(worker)
@@ -99,6 +101,15 @@ class Flock:
     def log(self, worker: str) -> Path:
         """What the worker says."""
         return Path(self.settings.home) / f"{worker}.log"
+
+    def opened(self, worker: str, group: str = "mailtide-intake") -> set[int]:
+        """Partitions that the process which runs now says it holds."""
+        held: set[int] = set()
+        for line in self.log(worker).read_bytes()[self._begun[worker] :].splitlines():
+            said = msgspec.json.decode(line) if line.startswith(b"{") else {}
+            if str(said.get("group", "")).endswith(group) and said["event"] in ("partition open", "partition given up"):
+                held = held | {said["partition"]} if said["event"] == "partition open" else held - {said["partition"]}
+        return held
 
     def signal(self, worker: str, signum: signal.Signals) -> None:
         assert self.processes[worker].poll() is None, f"{worker} ended by itself"

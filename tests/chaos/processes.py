@@ -87,6 +87,23 @@ def come_and_go(flock: Flock, told: Told, chance: random.Random) -> None:
                 flock.kill(worker)
 
 
+def three(flock: Flock, told: Told, _chance: random.Random) -> None:
+    """Each of three intake workers has a third; one is killed, and two have half each."""
+    names = ["intake", "intake2", "intake3"]
+    first, second = parts(told, 2)
+    for name in names[1:]:
+        flock.start(name)
+    flock.until(lambda: [len(flock.opened(name)) for name in names] == [4, 4, 4])
+    before = flock.applied
+    flock.publish(first)
+    flock.until(lambda: flock.applied > before)
+    flock.kill("intake3")
+    flock.publish(second)
+    flock.until(lambda: [len(flock.opened(name)) for name in names[:2]] == [6, 6])
+    assert not flock.opened("intake") & flock.opened("intake2")
+    flock.leave("intake2")
+
+
 def zombie(flock: Flock, told: Told, _chance: random.Random) -> None:
     """Each worker sleeps past its session while another takes over, and wakes up believing that all is still its own."""
     pieces = parts(told, 3)

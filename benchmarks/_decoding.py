@@ -1,0 +1,96 @@
+"""What every writer's peer is given: the same prompts, an adapter a row, the same number of tokens; and our own side of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from models.phrasebook.book import Book
+from models.prompt import Prompt, render
+from models.writer import Adapter, Base, Cache, Model, adapters, export_hf, load, locate, prepare
+from models.writer.base import LINEARS
+from models.writer.graph import GROUPS, wide
+
+PROMPT, NEW, RANK, ADAPTERS = 120, 40, 8, 32
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Tokens a second over all rows: of the steps alone, and with the prompts."""
+
+    decode: float
+    whole: float
+
+
+def speed(rows: int, steps: float, whole: float) -> Speed:
+    """``steps`` seconds for all new tokens but the first, ``whole`` seconds for prompts and all."""
+    return Speed(rows * (NEW - 1) / steps, rows * NEW / whole)
+
+
+def material(home: Path) -> Path:
+    """``home/writer`` with the base for transformers, 32 random adapters and the prompts' tokens; made once."""
+    folder = home / "writer"
+    if (folder / "prompts.json").is_file():
+        return folder
+    base = load(locate())
+    export_hf(base, folder / "base")
+    for seed in range(ADAPTERS):
+        _adapter(folder / f"adapter-{seed}.safetensors", base, seed)
+    (folder / "prompts.json").write_text(json.dumps(_prompts(base)))
+    return folder
+
+
+def _adapter(file: Path, base: Base, seed: int) -> None:
+    """As a refit leaves it in form and size; small random values."""
+    rng, s = np.random.default_rng(seed), base.shape
+    sizes = {member: (out, wide(s, g)[0]) for g, members in GROUPS for member, out in zip(members, wide(s, g)[1], strict=True)}
+    tensors = {}
+    for layer in range(s.layers):
+        for name in LINEARS:
+            at, (out, into) = f"base_model.model.model.layers.{layer}.{name}", sizes[name]
+            tensors[f"{at}.lora_A.weight"] = rng.normal(0, 0.02, (RANK, into)).astype(np.float32)
+            tensors[f"{at}.lora_B.weight"] = rng.normal(0, 0.01, (out, RANK)).astype(np.float32)
+    save_file(tensors, str(file), {"base_sha256": base.sha256, "rank": str(RANK), "alpha": str(2 * RANK)})
+
+
+def _prompts(base: Base) -> list[list[int]]:
+    """``PROMPT`` tokens each: a prompt of the product's and mails of that trigger after it."""
+    book, made = Book.load(), []
+    for number, trigger in enumerate(islice(cycle(book.triggers), ADAPTERS)):
+        prompt = Prompt(
+            trigger, ("warm", "crisp", "playful")[number % 3], "en", "a small basket every 6 days", "bakery", (), ("product_1",)
+        )
+        text = render(prompt) + " ".join(clause.text for clause in book.chapter(trigger).clauses)
+        made.append(base.tokenizer.encode(text, add_special_tokens=False).ids[:PROMPT])
+    return made
+
+
+class Ours:
+    """The writer's own graph, greedy: each row's prompt by itself, then steps of all rows and the vocabulary's head."""
+
+    def __init__(self, folder: Path, precision: Literal["int8", "fp32"] = "int8") -> None:
+        self.model = Model(prepare(locate(), folder / "graph", precision, RANK))
+        self.prompts: list[list[int]] = json.loads((folder / "prompts.json").read_text())
+        files = (folder / f"adapter-{seed}.safetensors" for seed in range(ADAPTERS))
+        self.adapters: list[Adapter] = [adapters.read(file, self.model.shape, self.model.base_sha256, RANK) for file in files]
+
+    def run(self, rows: int) -> Speed:
+        cache, active = Cache(self.model, rows), np.ones(rows, bool)
+        for row in range(rows):
+            cache.adapt(row, self.adapters[row])
+        self.model.best(np.zeros((rows, self.model.shape.width), np.float32))  # the head is loaded on first use
+        started = time.perf_counter()
+        hidden = np.stack([cache.chunk(row, self.prompts[row]) for row in range(rows)])
+        tokens = self.model.best(hidden)[0][:, 0]
+        first = time.perf_counter()
+        for _ in range(NEW - 1):
+            tokens = self.model.best(cache.step(tokens, active))[0][:, 0]
+        ended = time.perf_counter()
+        return speed(rows, ended - first, ended - started)

@@ -157,10 +157,11 @@ def read_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
         raise ValueError(f"{path}: its header is torn")
     header: dict[str, Any] = json.loads(raw[8:start])
     meta: dict[str, str] = header.pop("__metadata__", {})
-    return {name: _floats(path, name, entry, raw[start:]) for name, entry in header.items()}, meta
+    data = memoryview(raw)[start:]  # one view: a slice of bytes would be a copy for each tensor
+    return {name: _floats(path, name, entry, data) for name, entry in header.items()}, meta
 
 
-def _floats(path: Path, name: str, entry: Mapping[str, Any], data: bytes) -> NDArray[np.float32]:
+def _floats(path: Path, name: str, entry: Mapping[str, Any], data: memoryview) -> NDArray[np.float32]:
     first, last = entry["data_offsets"]
     if last > len(data):
         raise ValueError(f"{path}: {name} is torn")

@@ -2,8 +2,8 @@
 
 Mails are composed from the phrase book, subject and preheader only, so that two
 cores need minutes. A cluster's taste is a third of the clauses, which it gets
-in four of five mails. Every arm is kept in ``<home>/ablation.json`` as soon as
-it is done: a run that is cut off goes on.
+in four of five mails. Every arm is kept in a file as soon as it is done: a run
+that is cut off goes on, and ``--only`` runs a part.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from training.examples import Row
 from training.fit import Fitted, Recipe, fit, load_base, with_adapter
 from training.loss import code, losses
 
-CLUSTERS, LEARN, HELD_OUT, SEEDS = 3, 40, 12, 3
+CLUSTERS, LEARN, HELD_OUT, SEEDS = 2, 40, 10, 3
 MOVES = ("subject", "preheader")
+THIRDS = 3
 TASTE = 0.8  # of a cluster's mails whose clauses are of its third
 EPSILON = 0.05
-RECIPE = Recipe(learning_rate=1e-3, steps=8, batch=4, kl=0.0, evaluate_every=5, patience=99)
+RECIPE = Recipe(learning_rate=1e-3, steps=8, batch=2, kl=0.0, evaluate_every=5, patience=99)
 STAGES = ("welcome", "replenishment", "coupon", "win_back", "recommendation")  # one new kind of mail a refit
 MARKS = ("<!-- measured -->", "<!-- /measured -->")
 
@@ -49,7 +50,7 @@ def mails(book: Book, triggers: Sequence[str], taste: int | None, count: int, se
         said = {}
         for move in MOVES:
             open_to = book.clauses(trigger, move, tone, slots, "general", ())
-            liked = [clause for clause in open_to if zlib.crc32(clause.id.encode()) % CLUSTERS == taste]
+            liked = [clause for clause in open_to if zlib.crc32(clause.id.encode()) % THIRDS == taste]
             said[move] = rng.choice(liked if liked and rng.random() < TASTE else open_to)
         text = f"Subject: {said['subject'].text}\nPreheader: {said['preheader'].text}"
         prompt = render(Prompt(trigger, tone, "en", "", "general", (), tuple(sorted(slots - ALWAYS))))
@@ -69,18 +70,17 @@ class Bench:
         self.model = load_base(folder, threads)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.eos: int = json.loads((folder / "config.json").read_text())["eos_token_id"]
-        self.home, self.file, self.book = home, home / "ablation.json", Book.load()
-        self.results: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.home, self.book = home, Book.load()
 
     def arm(self, name: str, run: Callable[[], Any]) -> Any:
         """The result of one arm, from an earlier run where there is one."""
-        if name not in self.results:
-            self.results[name] = run()
-            fresh = self.file.with_suffix(".new")
-            fresh.write_text(json.dumps(self.results, indent=1))
-            fresh.replace(self.file)
-            Console(stderr=True).print(f"{name}: {self.results[name]}")
-        return self.results[name]
+        file = self.home / f"{name}.json"
+        if not file.exists():
+            fresh = file.with_suffix(".new")
+            fresh.write_text(json.dumps(run()))
+            fresh.replace(file)
+            Console(stderr=True).print(f"{name}: {file.read_text()}")
+        return json.loads(file.read_text())
 
     def fit(self, learn: Sequence[Row], recipe: Recipe, serving: bytes | None) -> bytes:
         """The last step's adapter: an ablation compares equal compute, not equal luck in stopping."""
@@ -104,12 +104,12 @@ class Bench:
         return float(np.mean(found))
 
 
-def perplexities(bench: Bench) -> tuple[bytes, dict[str, dict[str, float]]]:
-    """The seed adapter, and for each cluster the held-out perplexity of base, seed and its own adapter."""
+def perplexities(bench: Bench) -> dict[str, dict[str, float]]:
+    """For each cluster the held-out perplexity of base, seed and its own adapter."""
     triggers = STAGES
     seed = bench.adapter(
         "seed",
-        lambda: bench.fit([r for t in range(CLUSTERS) for r in mails(bench.book, triggers, t, LEARN, 0)], replace(RECIPE, steps=12), None),
+        lambda: bench.fit([r for t in range(CLUSTERS) for r in mails(bench.book, triggers, t, LEARN, 0)], replace(RECIPE, steps=16), None),
     )
     found = {}
     for cluster in range(CLUSTERS):
@@ -121,15 +121,14 @@ def perplexities(bench: Bench) -> tuple[bytes, dict[str, dict[str, float]]]:
             return {name: math.exp(bench.loss(one, check)) for name, one in arms.items()}
 
         found[f"c{cluster}"] = bench.arm(f"perplexity c{cluster}", own)
-    return seed, found
+    return found
 
 
-def perturbed(bench: Bench, seed: bytes) -> dict[str, list[dict[str, float]]]:
+def perturbed(bench: Bench) -> dict[str, list[dict[str, float]]]:
     """Clean and perturbed held-out loss at equal compute: FGM takes two passes a step, so half the steps."""
     recipes = {
         "clean": RECIPE,
         "FGM": replace(RECIPE, steps=RECIPE.steps // 2, epsilon=EPSILON),
-        "NEFTune": replace(RECIPE, noise=5.0),
     }
     check = mails(bench.book, STAGES, 0, HELD_OUT, 1)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in recipes}
@@ -137,7 +136,7 @@ def perturbed(bench: Bench, seed: bytes) -> dict[str, list[dict[str, float]]]:
         for name, recipe in recipes.items():
 
             def arm(recipe: Recipe = recipe, number: int = number) -> dict[str, float]:
-                adapter = bench.fit(mails(bench.book, STAGES, 0, LEARN, 10 + number), replace(recipe, seed=number), seed)
+                adapter = bench.fit(mails(bench.book, STAGES, 0, LEARN, 10 + number), replace(recipe, seed=number), None)
                 return {"clean": bench.loss(adapter, check), "perturbed": bench.loss(adapter, check, EPSILON)}
 
             found[name].append(bench.arm(f"{name} seed {number}", arm))
@@ -166,33 +165,41 @@ def forgetting(bench: Bench) -> dict[str, dict[str, float]]:
     return found
 
 
-def report(ppl: dict[str, dict[str, float]], adversarial: dict[str, list[dict[str, float]]], forgot: dict[str, dict[str, float]]) -> str:
-    """The tables in Markdown."""
-    lines = [
+def told_perplexities(found: dict[str, dict[str, float]]) -> list[str]:
+    """Lines of Markdown."""
+    return [
         "Held-out perplexity a token, for each cluster's taste:",
         "",
         "| cluster | base | seed adapter (all clusters) | its own adapter |",
         "|---|---|---|---|",
-        *(f"| {name} | {one['base']:.2f} | {one['seed']:.2f} | {one['cluster']:.2f} |" for name, one in ppl.items()),
-        "",
+        *(f"| {name} | {one['base']:.2f} | {one['seed']:.2f} | {one['cluster']:.2f} |" for name, one in found.items()),
+    ]
+
+
+def told_perturbed(found: dict[str, list[dict[str, float]]]) -> list[str]:
+    """Lines of Markdown."""
+    return [
         f"Adversarial against clean at equal compute, {SEEDS} seeds (mean and range; nats a token; perturbed: one FGM step of {EPSILON} "
         "of the embeddings' norm against the model):",
         "",
         "| fit | held-out loss | perturbed loss |",
         "|---|---|---|",
-        *(f"| {name} | {_spread(arms, 'clean')} | {_spread(arms, 'perturbed')} |" for name, arms in adversarial.items()),
-        "",
-        "Forgetting: the first kind of mail, right after its refit and after four more on other kinds:",
+        *(f"| {name} | {_spread(arms, 'clean')} | {_spread(arms, 'perturbed')} |" for name, arms in found.items()),
+    ]
+
+
+def told_forgetting(found: dict[str, dict[str, float]]) -> list[str]:
+    """Lines of Markdown."""
+    return [
+        "Forgetting: the first kind of mail, right after its refit and after four more on other kinds (nats a token):",
         "",
         "| refits with | loss then | loss after five | forgotten | loss on the newest kind |",
         "|---|---|---|---|---|",
         *(
             f"| {name} | {one['then']:.3f} | {one['now']:.3f} | {one['now'] - one['then']:+.3f} | {one['newest']:.3f} |"
-            for name, one in forgot.items()
+            for name, one in found.items()
         ),
-        "",
     ]
-    return "\n".join(lines)
 
 
 def _spread(arms: Sequence[dict[str, float]], name: str) -> str:
@@ -200,19 +207,30 @@ def _spread(arms: Sequence[dict[str, float]], name: str) -> str:
     return f"{np.mean(found):.3f} ({min(found):.3f} to {max(found):.3f})"
 
 
+PARTS: dict[str, Callable[[Bench], list[str]]] = {
+    "perplexity": lambda bench: told_perplexities(perplexities(bench)),
+    "adversarial": lambda bench: told_perturbed(perturbed(bench)),
+    "forgetting": lambda bench: told_forgetting(forgetting(bench)),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.ablation", description=__doc__)
     parser.add_argument("--home", type=Path, default=Path(".mailtide/ablation"), help="arms already done are taken from here")
     parser.add_argument("--docs", type=Path, default=Path("docs/training.md"), help="the page whose tables are written anew")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure this part and leave the page alone")
     chosen = parser.parse_args()
     chosen.home.mkdir(parents=True, exist_ok=True)
     bench = Bench(chosen.home, chosen.threads)
-    seed, ppl = perplexities(bench)
-    made = report(ppl, perturbed(bench, seed), forgetting(bench))
+    made = {name: PARTS[name](bench) for name in chosen.only or PARTS}
+    if chosen.only:
+        Console(stderr=True).print("\n".join(line for part in made.values() for line in part))
+        return
     page = chosen.docs.read_text()
     before, after = page.partition(MARKS[0])[0], page.partition(MARKS[1])[2]
-    chosen.docs.write_text(f"{before}{MARKS[0]}\n{made}{MARKS[1]}{after}")
+    text = "\n\n".join("\n".join(part) for part in made.values())
+    chosen.docs.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ class Model:
         self.words = Words(self.tokenizer, self.shape.eos)
         self.session = self._open("model")
         self._head: Any = None
+        self._plain: Any = None
         self._ban: NDArray[np.float32] | None = None
 
     def _open(self, name: str) -> Any:
@@ -68,6 +69,12 @@ class Model:
             raise ModelError(
                 f"{self.folder}: onnxruntime can't load {name}.onnx ({error}): remove the folder, it is built again"
             ) from error
+
+    @property
+    def plain(self) -> Any:
+        """The decoder for rows without an adapter, opened when first wanted."""
+        self._plain = self._plain or self._open("plain")
+        return self._plain
 
     def best(self, hidden: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids and logits of the best tokens that aren't banned, for rows of ``hidden``."""
@@ -123,8 +130,8 @@ class Cache:
                 self._a.append(np.zeros((rows, into, model.rank * len(members)), np.float32))
                 self._b.append(np.zeros((rows, model.rank * len(members), sum(outs)), np.float32))
         self._holds: list[Adapter | None] = [None] * rows
-        self._bound: dict[tuple[int, int], Any] = {}
-        self._live: dict[tuple[int, int], list[NDArray[Any]]] = {}
+        self._bound: dict[tuple[int, int, bool], Any] = {}
+        self._live: dict[tuple[int, int, bool], list[NDArray[Any]]] = {}
 
     def adapt(self, row: int, adapter: Adapter | None) -> None:
         """Put an adapter (or none) into a row, unless it holds it already."""
@@ -156,8 +163,9 @@ class Cache:
 
     def _run(self, first: int, last: int, ids: NDArray[np.int64], seqlens: NDArray[np.int32]) -> NDArray[np.float32]:
         rows, n = ids.shape
-        key = (first, last)
-        binding = self._bound.get(key) or self._bind(first, last)
+        plain = not any(self._holds[first:last])
+        key = (first, last, plain)
+        binding = self._bound.get(key) or self._bind(*key)
         total = np.array(int(seqlens.max()) + 1, np.int32)
         where = np.full((rows, 1), n - 1, np.int64)
         hidden = np.empty((rows, self.model.shape.width), np.float32)
@@ -165,22 +173,22 @@ class Cache:
         for name, value in (("input_ids", ids), ("seqlens_k", seqlens), ("total", total), ("last", where)):
             binding.bind_input(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
         binding.bind_output("hidden", "cpu", 0, np.float32, hidden.shape, hidden.ctypes.data)
-        self.model.session.run_with_iobinding(binding)
+        (self.model.plain if plain else self.model.session).run_with_iobinding(binding)
         return hidden
 
-    def _bind(self, first: int, last: int) -> Any:
+    def _bind(self, first: int, last: int, plain: bool) -> Any:
         """Everything that stays: cache and adapters of these rows. Whole ranges only, so that each slice is contiguous."""
-        binding = self.model.session.io_binding()
+        binding = (self.model.plain if plain else self.model.session).io_binding()
         for layer in range(self.model.shape.layers):
             for i, name in enumerate("kv"):
                 part = self.kv[2 * layer + i, first:last]
                 binding.bind_input(f"past.{layer}.{name}", "cpu", 0, np.float32, part.shape, part.ctypes.data)
                 binding.bind_output(f"present.{layer}.{name}", "cpu", 0, np.float32, part.shape, part.ctypes.data)
-            for g, (group, _) in enumerate(GROUPS):
+            for g, (group, _) in enumerate(() if plain else GROUPS):
                 for letter, arrays in (("A", self._a), ("B", self._b)):
                     part = arrays[4 * layer + g][first:last]
                     binding.bind_input(f"{letter}.{layer}.{group}", "cpu", 0, np.float32, part.shape, part.ctypes.data)
-        self._bound[(first, last)] = binding
+        self._bound[first, last, plain] = binding
         return binding
 
 

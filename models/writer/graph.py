@@ -7,6 +7,9 @@ with this chunk, less one; ``total`` i32 scalar, the largest of those plus one;
 ``A.l.g`` [B,in,r'] and ``B.l.g`` [B,r',out], zeros where a row has no adapter.
 Output ``hidden`` f32[B,width]: after the last norm, at ``last``.
 
+``plain.onnx`` is the same graph without the adapters' inputs, over the same
+weights: for rows that have none, a fifth faster and equal to the last bit.
+
 The language model head stands in a second graph (``head.onnx``): guided
 decoding compares a handful of tokens and needs their rows alone, which spares
 a fifth of a step.
@@ -42,7 +45,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 BLOCK = 32  # weights that share a scale
 TOP_K = 40  # candidates that the head hands out
-VERSION = 3  # of this builder: a change makes cached graphs stale
+VERSION = 4  # of this builder: a change makes cached graphs stale
 _TYPES = {"int8": TensorProto.FLOAT, "fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _INLINE = 1024  # bytes; smaller tensors stand in the graph itself
 _ALIGN = 4096  # so that the runtime can map the file
@@ -93,6 +96,7 @@ def build(base: Base, folder: Path, precision: Precision = "int8", rank: int = 8
         beside = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
         try:
             _decoder(base, beside, precision, rank, max_len)
+            _without_adapters(beside)
             _head(base, beside, precision)
             np.save(beside / "output.npy", _output(base))
             base.tokenizer.save(str(beside / "tokenizer.json"))
@@ -236,6 +240,23 @@ def _decoder(base: Base, folder: Path, precision: Precision, rank: int, max_len:
     g.op("SkipSimplifiedLayerNormalization", [f"l{s.layers - 1}.mid", mlp, final], ["normed"], "com.microsoft", **norm)
     g.op("Cast", [g.op("GatherND", ["normed", "last"], "picked", batch_dims=1)], "hidden", to=TensorProto.FLOAT)
     g.close(inputs, outputs)
+
+
+def _without_adapters(folder: Path) -> None:
+    """``plain.onnx`` from ``model.onnx``; both read ``model.data``."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    graph = model.graph
+    theirs = [node for node in graph.node if any(name[:2] in ("A.", "B.") for name in node.input)]
+    made = {node.output[0] for node in theirs}
+    sums = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Add" and made & set(node.input)}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = sums.get(name, name)
+    for node in [node for node in graph.node if node.output[0] in made | sums.keys()]:
+        graph.node.remove(node)
+    for value in [value for value in graph.input if value.name[:2] in ("A.", "B.")]:
+        graph.input.remove(value)
+    (folder / "plain.onnx").write_bytes(model.SerializeToString())
 
 
 def _embed(g: _File, matrix: NDArray[np.float32]) -> str:

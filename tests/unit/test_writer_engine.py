@@ -10,7 +10,7 @@ import pytest
 
 from models.phrasebook.book import Book
 from models.prompt import Prompt, render
-from models.writer import Engine, Free, Guided, Model, Request, Written, adapters, prepare
+from models.writer import Cache, Engine, Free, Guided, Model, Request, Written, adapters, prepare
 from schemas.errors import ModelError
 from tests.tiny_model import lora, tiny
 
@@ -43,6 +43,19 @@ def ask(engine: Engine, seed: int, adapter: adapters.Adapter | None = None, abou
         return Guided(words, BOOK, "welcome", "warm", {"product_1"}, "coffee_tea", ("first_order",), seed=seed, explore=explore)
 
     return engine.submit(Request(words.encode(render(prompt)), walk, adapter))
+
+
+def test_without_an_adapter_the_numbers_are_those_of_an_empty_one_to_the_last_bit(model: Model, adapter: adapters.Adapter) -> None:
+    empty = adapters.Adapter("none", model.rank, tuple(np.zeros_like(a) for a in adapter.a), tuple(np.zeros_like(b) for b in adapter.b))
+    tokens = model.words.encode("Subject: Welcome to {shop_name}")
+    heard = []
+    for held in (None, empty, adapter):
+        cache = Cache(model, 2)
+        cache.adapt(0, held)
+        chunk = cache.chunk(0, tokens)
+        step = cache.step(np.array([tokens[0], 0]), np.array([True, False]))
+        heard.append(np.concatenate([chunk, step[0]]))
+    assert np.array_equal(heard[0], heard[1]) and not np.allclose(heard[0], heard[2])
 
 
 def test_a_mail_is_the_same_alone_and_among_others(model: Model, adapter: adapters.Adapter, engine: Engine) -> None:

@@ -26,7 +26,7 @@ from mailtide import broker, endpoints
 from schemas.config import KafkaSettings, Settings
 
 TOPICS, EACH = 5, int(os.environ.get("BENCH_MONITOR_PARTITIONS", "5000")) // 5
-LOOKS = 12  # the first two connect, fetch metadata and fill caches; they count for memory, not for time
+LOOKS = 10  # the first two connect, fetch metadata and fill caches; they count for memory, not for time
 RECORDS = 3  # in each partition at the start
 BYTES = 128
 # Thousands of small logs: indexes of 10 MB each would be mapped for every one of them.

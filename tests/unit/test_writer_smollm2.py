@@ -14,7 +14,7 @@ from models.phrasebook.book import Book
 from models.prompt import Prompt, render
 from models.slots import ALWAYS
 from models.writer import Base, Cache, Engine, Guided, Model, Request, adapters, build, export_hf, load, locate
-from models.writer.base import LINEARS
+from models.writer.base import HOUSE, LINEARS, fingerprint, read_safetensors
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.model
@@ -42,20 +42,21 @@ def int8(base: Base, folder: Path) -> Model:
 
 
 def _perplexity(model: Model, texts: list[str]) -> float:
-    """Per token, one chunk for each prefix: exactly the path that mails take."""
-    loss, count = 0.0, 0
-    for text in texts:
-        tokens = list(model.words.encode(text))
-        cache = Cache(model, 1)
-        for i in range(1, len(tokens)):
-            logits = (model.output @ cache.chunk(0, tokens[i - 1 : i])).astype(np.float64)
-            loss += np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[tokens[i]]
-            count += 1
-    return float(np.exp(loss / count))
+    """Per token, the texts side by side: exactly the path that mails take."""
+    rows = [list(model.words.encode(text)) for text in texts]
+    cache = Cache(model, len(rows))
+    loss: list[float] = []
+    for at in range(max(map(len, rows)) - 1):
+        active = np.array([at + 1 < len(row) for row in rows])
+        hidden = cache.step(np.array([row[at] if at < len(row) else 0 for row in rows], np.int64), active)
+        for number in np.flatnonzero(active):
+            logits = (model.output @ hidden[number]).astype(np.float64)
+            loss.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[rows[number][at + 1]])
+    return float(np.exp(np.mean(loss)))
 
 
 def test_int8_costs_no_more_than_one_percent_of_perplexity(fp32: Model, int8: Model) -> None:
-    texts = [BOOK.template(trigger, set(BOOK.chapter(trigger).facts) | ALWAYS) for trigger in ("welcome",)]
+    texts = [BOOK.template(trigger, set(BOOK.chapter(trigger).facts) | ALWAYS) for trigger in BOOK.triggers]
     assert _perplexity(int8, texts) <= 1.01 * _perplexity(fp32, texts)
 
 
@@ -89,6 +90,32 @@ def test_parity_with_transformers_and_peft(base: Base, fp32: Model, folder: Path
             bare = peft(torch.tensor([[*rows[1], 12]])).logits[0, -1].numpy()
     assert np.abs(fp32.output @ hidden[0] - theirs).max() <= 1e-3
     assert np.abs(fp32.output @ hidden[1] - bare).max() <= 1e-3
+    assert np.abs(theirs - bare).max() > 0.1
+
+
+def test_the_house_adapter_in_the_graph_is_what_peft_makes_of_it(base: Base, folder: Path) -> None:
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    tensors, meta = read_safetensors(HOUSE)
+    assert HOUSE.stat().st_size < 12e6 and meta["base_sha256"] == fingerprint(locate(), None)
+    model = Model(build(load(locate()), folder / "house", "fp32", rank=8, max_len=64), 1)
+    assert model.base_sha256 == fingerprint(locate()) != base.sha256
+    layers = sorted({int(name.split(".layers.")[1].split(".")[0]) for name in tensors})
+    rank, alpha = int(meta["rank"]), int(meta["alpha"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = AutoModelForCausalLM.from_pretrained(export_hf(base, folder / "bare"), dtype=torch.float32)
+        targets = [name.split(".")[1] for name in LINEARS]
+        peft = get_peft_model(plain, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, layers_to_transform=layers))
+    set_peft_model_state_dict(peft, {name: tensor.float() for name, tensor in load_file(HOUSE).items()})
+    tokens = list(model.words.encode("Trigger: welcome, warm\nGoods: books\n\nSubject: Welcome to {shop_name}"))
+    with torch.no_grad():
+        theirs = peft(torch.tensor([tokens])).logits[0, -1].numpy()
+        with peft.disable_adapter():
+            bare = peft(torch.tensor([tokens])).logits[0, -1].numpy()
+    assert np.abs(model.output @ Cache(model, 1).chunk(0, tokens) - theirs).max() <= 1e-3
     assert np.abs(theirs - bare).max() > 0.1
 
 

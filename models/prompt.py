@@ -78,13 +78,12 @@ def narrow(prompt: Prompt, book: Book) -> Prompt:
 
 def render(prompt: Prompt) -> str:
     """The very text before the draft: four short lines, 25-45 tokens. Training and writing use this one function."""
-    lines = [
-        f"Trigger: {_spoken(prompt.trigger)}, {prompt.tone}",
-        f"Customer: {prompt.about or 'not known yet'}",
-        f"Goods: {_spoken(prompt.goods)}",
-        f"Situation: {_listed([_spoken(tag) for tag in prompt.situation])}",
-    ]
-    return "\n".join(lines) + "\n\n"
+    return f"{shared(prompt)}Goods: {_spoken(prompt.goods)}\nSituation: {_listed([_spoken(tag) for tag in prompt.situation])}\n\n"
+
+
+def shared(prompt: Prompt) -> str:
+    """The beginning of ``render``, which is the same for all goods and situations: the engine computes it once."""
+    return f"Trigger: {_spoken(prompt.trigger)}, {prompt.tone}\nCustomer: {prompt.about or 'not known yet'}\n"
 
 
 def _spoken(name: str) -> str:

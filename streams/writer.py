@@ -26,7 +26,7 @@ import msgspec
 from models.guard import check, passes
 from models.phrasebook.book import Book
 from models.pool import Key, Pool
-from models.prompt import Prompt, narrow, prompt_of, render
+from models.prompt import Prompt, narrow, prompt_of, render, shared
 from models.slots import ALWAYS
 from models.writer import Adapter, Engine, Free, Guided, Model, Request, Walk, Written, locate, precision_for, prepare
 from schemas.config import Settings
@@ -300,7 +300,9 @@ class Desk:
 
         count = w.pool_oversample if w.mode == "free" else 1
         tokens = words.encode(render(prompt))
-        asked = [self.engine.submit(Request(tokens, functools.partial(walk, seed + i), adapter, priority)) for i in range(count)]
+        head = words.encode(shared(prompt))
+        common = len(head) if tokens[: len(head)] == head else 0
+        asked = [self.engine.submit(Request(tokens, functools.partial(walk, seed + i), adapter, priority, common)) for i in range(count)]
         drafts = await asyncio.gather(*(asyncio.wrap_future(one) for one in asked))
         judged = [(draft, check(draft.text, slots, prompt.trigger)) for draft in drafts]
         return max(judged, key=lambda pair: (passes(pair[1]), pair[0].score))

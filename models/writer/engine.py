@@ -31,7 +31,7 @@ from models.writer.graph import GROUPS, read_meta, wide
 from schemas.errors import ModelError
 
 CHUNK = 6  # forced tokens from which one chunk of a row (about 6 + 0.5 n ms) beats n shared steps
-PREFIXES = 12  # prompts whose KV is kept, some 2 MB each, for the next draft of the same prompt
+PREFIXES = 48  # beginnings of mails whose KV is kept, some 1-2 MB each, for the next mail that begins the same way
 
 
 class Model:
@@ -87,12 +87,16 @@ class Model:
 
 @dataclass(slots=True)
 class Request:
-    """One mail to write. ``adapter`` None: the base alone. Lower ``priority`` first."""
+    """One mail to write. ``adapter`` None: the base alone. Lower ``priority`` first.
+
+    ``shared``: so many of the prompt's tokens many prompts begin with, so that they are computed once.
+    """
 
     prompt: Sequence[int]
     walk: Callable[[], Walk]
     adapter: Adapter | None = None
     priority: int = 5
+    shared: int = 0
 
 
 @dataclass(slots=True)
@@ -288,23 +292,36 @@ class Engine:
             self._advance(index, hidden)
 
     def _prefix(self, row: int, request: Request, tokens: list[int]) -> NDArray[np.float32]:
-        """Prompt and forced beginning into the row: computed, or copied from the last mail that began the same way."""
-        cache, adapter = self._cache, request.adapter
-        cache.adapt(row, adapter)
-        cache.length[row] = 0
-        key = (adapter.sha256 if adapter else "", tuple(tokens))
-        known = self._prefixes.get(key)
+        """Prompt and forced beginning into the row: computed, or copied from the last mail that began the same way.
+
+        What is shared and the rest are always two chunks, so that a text doesn't depend on what was known.
+        """
+        self._cache.adapt(row, request.adapter)
+        self._cache.length[row] = 0
+        name = request.adapter.sha256 if request.adapter else ""
+        known = self._recall(row, name, tokens)
+        if known is not None:
+            return known
+        if request.shared and self._recall(row, name, tokens[: request.shared]) is None:
+            self._remember(row, name, tokens[: request.shared], self._cache.chunk(row, tokens[: request.shared]))
+        hidden = self._cache.chunk(row, tokens[request.shared :])
+        self._remember(row, name, tokens, hidden)
+        return hidden
+
+    def _recall(self, row: int, adapter: str, tokens: list[int]) -> NDArray[np.float32] | None:
+        known = self._prefixes.get((adapter, tuple(tokens)))
         if known is None:
-            hidden = cache.chunk(row, tokens)
-            self._prefixes[key] = (cache.kv[:, row, :, : len(tokens)].copy(), hidden.copy())
-            if len(self._prefixes) > PREFIXES:
-                self._prefixes.popitem(last=False)
-            return hidden
-        self._prefixes.move_to_end(key)
+            return None
+        self._prefixes.move_to_end((adapter, tuple(tokens)))
         self.counters.prefix_hits += 1
-        cache.kv[:, row, :, : len(tokens)] = known[0]
-        cache.length[row] = len(tokens)
+        self._cache.kv[:, row, :, : len(tokens)] = known[0]
+        self._cache.length[row] = len(tokens)
         return known[1]
+
+    def _remember(self, row: int, adapter: str, tokens: list[int], hidden: NDArray[np.float32]) -> None:
+        self._prefixes[adapter, tuple(tokens)] = (self._cache.kv[:, row, :, : len(tokens)].copy(), hidden.copy())
+        if len(self._prefixes) > PREFIXES:
+            self._prefixes.popitem(last=False)
 
     def _chunks(self) -> None:
         for index, row in enumerate(self._rows):

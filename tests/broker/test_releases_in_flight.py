@@ -71,6 +71,9 @@ async def test_twenty_releases_publish_while_two_hundred_mails_are_in_flight(
         each = MAILS // PUBLISHED
         for turn, release in enumerate(published):
             await asyncio.gather(*(put(out, ready, intent(n)) for n in range(turn * each, (turn + 1) * each)))
+            async with asyncio.timeout(60):
+                while len(began) <= (turn + 1) * each:  # and the first one's
+                    await asyncio.sleep(0.002)
             await out.send_and_wait(ready.kafka.topic(RELEASES), encode(release), b"c1")
             async with asyncio.timeout(60):
                 while release.release_id not in desk.releases.serving():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.phrasebook.book import Book
-from models.prompt import Prompt, render
+from models.prompt import Prompt, render, shared
 from models.writer import Cache, Engine, Free, Guided, Model, Request, Written, adapters, prepare
 from schemas.errors import ModelError
 from tests.tiny_model import lora, tiny
@@ -42,7 +42,7 @@ def ask(engine: Engine, seed: int, adapter: adapters.Adapter | None = None, abou
     def walk() -> Guided:
         return Guided(words, BOOK, "welcome", "warm", {"product_1"}, "coffee_tea", ("first_order",), seed=seed, explore=explore)
 
-    return engine.submit(Request(words.encode(render(prompt)), walk, adapter))
+    return engine.submit(Request(words.encode(render(prompt)), walk, adapter, shared=len(words.encode(shared(prompt)))))
 
 
 def test_without_an_adapter_the_numbers_are_those_of_an_empty_one_to_the_last_bit(model: Model, adapter: adapters.Adapter) -> None:

@@ -1,27 +1,32 @@
 """What feedback says of each clause, without a language model: linear regression of rewards on clauses, read as log-odds.
 
-It learns fast, since a clause is a number of its own, and it knows nothing of a
-clause that was never sent. The writer leans on it (``Guided``'s ``odds``); for
-triggers that it never saw, the cluster's adapter speaks alone.
+It learns fast, since a clause is a number of its own. With the clauses' styles
+(``models.style``) as further columns it also speaks of clauses that were never
+sent: who likes short mails of one trigger likes them of another. The writer
+leans on it (``Guided``'s ``odds``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-SPREAD = 0.1  # of clauses' effects on the reward, before anything is known
+SPREAD = 0.1  # of clauses' and styles' effects on the reward, before anything is known
 NOISE = 0.5  # of one mail's reward about its mean: most mails bring nothing, a click 1
 REWARD_A_NAT = 0.04  # a clause that is worth so much more is e times as likely
 MOST = 5.0  # nats: no clause is ever out of reach
+LEAST = 0.01  # nats worth telling
+
+Styles = Mapping[str, Mapping[str, float]]
 
 
 class ClauseOdds:
-    """Bayesian ridge over (context, clauses) -> mean reward; contexts and clauses are columns as they come."""
+    """Bayesian ridge over (context, clauses, styles) -> mean reward; columns as they come. Without ``styles`` clauses stand alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, styles: Styles | None = None) -> None:
+        self.styles: Styles = styles or {}
         self._column: dict[str, int] = {}
         self._contexts: set[str] = set()
         self._gram: NDArray[np.float64] = np.zeros((0, 0))
@@ -29,9 +34,21 @@ class ClauseOdds:
 
     def learn(self, context: str, clauses: Iterable[str], reward: float, count: int = 1) -> None:
         """``count`` mails with the same clauses, whose rewards add up to ``reward``. ``context``: what they can't help (trigger, tone)."""
-        columns = self.columns(context, clauses)
-        self._gram[np.ix_(columns, columns)] += count
-        self._sums[columns] += reward
+        named = list(clauses)
+        columns, values = self.columns(context, named), [1.0] * (len(named) + 1)
+        for name, value in self._styles(named).items():
+            columns.append(self._of(name))
+            values.append(value)
+        row = np.array(values)
+        self._gram[np.ix_(columns, columns)] += count * np.outer(row, row)
+        self._sums[columns] += reward * row
+
+    def _styles(self, clauses: Iterable[str]) -> dict[str, float]:
+        total: dict[str, float] = {}
+        for clause in clauses:
+            for name, value in self.styles.get(clause, {}).items():
+                total[name] = total.get(name, 0.0) + value
+        return total
 
     def _of(self, name: str) -> int:
         if name not in self._column:
@@ -48,7 +65,7 @@ class ClauseOdds:
         return np.linalg.solve(precision, self._sums), precision
 
     def columns(self, context: str, clauses: Iterable[str]) -> list[int]:
-        """Where a mail's effects stand in a draw."""
+        """Where a mail's effects stand in a draw, styles apart."""
         self._contexts.add(context)
         return [self._of(name) for name in (context, *clauses)]
 
@@ -58,22 +75,22 @@ class ClauseOdds:
         noise = random.standard_normal((len(mean), count))
         return np.asarray(mean + NOISE * np.linalg.solve(np.linalg.cholesky(precision).T, noise).T)
 
-    def effects(self) -> dict[str, float]:
-        """Mean effect of each context and clause on the reward."""
-        return dict(zip(self._column, self._posterior()[0].tolist(), strict=True)) if self._column else {}
-
     def odds(self) -> dict[str, float]:
-        """Nats by clause id, shrunken towards nought where little is known."""
-        return {
-            name: round(float(np.clip(effect / REWARD_A_NAT, -MOST, MOST)), 4)
-            for name, effect in self.effects().items()
-            if name not in self._contexts
-        }
+        """Nats by clause id, shrunken towards nought where little is known; of all clauses that have a style."""
+        if not self._column:
+            return {}
+        effects = dict(zip(self._column, self._posterior()[0].tolist(), strict=True))
+        styled = {name for styles in self.styles.values() for name in styles}
+        found: dict[str, float] = {}
+        for clause in {*self.styles, *effects} - self._contexts - styled:
+            effect = effects.get(clause, 0.0) + sum(value * effects.get(name, 0.0) for name, value in self.styles.get(clause, {}).items())
+            found[clause] = round(float(np.clip(effect / REWARD_A_NAT, -MOST, MOST)), 3)
+        return {clause: nats for clause, nats in sorted(found.items()) if abs(nats) >= LEAST}
 
 
-def odds_of(rows: Iterable[tuple[str, Sequence[str], float]]) -> dict[str, float]:
+def odds_of(rows: Iterable[tuple[str, Sequence[str], float]], styles: Styles | None = None) -> dict[str, float]:
     """Odds from (context, clauses, reward) of each mail."""
-    made = ClauseOdds()
+    made = ClauseOdds(styles)
     for context, clauses, reward in rows:
         made.learn(context, clauses, reward)
     return made.odds()

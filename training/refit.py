@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from torch.utils.tensorboard import SummaryWriter
 
 from models.odds import odds_of
+from models.style import styles_of
 from models.writer import base as writer_base
 from schemas.config import Settings, TrainingSettings
 from schemas.errors import ArtifactError
@@ -160,7 +161,8 @@ class Refit:
         """The adapter, and beside it what feedback says of each clause: both serve or neither does."""
         rank = self.settings.training.rank
         metadata = {"base_sha256": bench.sha256, "rank": str(rank), "alpha": str(2 * rank), "cluster": self.cluster}
-        metadata["odds"] = json.dumps(odds_of((f"{row.trigger}/{row.tone}", row.clauses.split(), row.reward) for row in found))
+        told = ((f"{row.trigger}/{row.tone}", row.clauses.split(), row.reward) for row in found)
+        metadata["odds"] = json.dumps(odds_of(told, styles_of(bench.judge.book)))
         data: bytes = save_tensors({name: tensor.contiguous() for name, tensor in fitted.tensors.items()}, metadata)
         return data
 

@@ -7,7 +7,7 @@ policy learns from:
 - *fixed*: tone by lot, clauses by the base model, no learning;
 - *plain bandit*: linear Thompson sampling over tones and clauses, no language model;
 - *adapter*: the tone bandit, and a LoRA refitted after each round on what was sent;
-- *blend*: the same, and the odds that feedback gives each clause lean the walk.
+- *blend*: the same, and the odds that feedback gives each clause and its style lean the walk.
 
 Every policy is exact: the model is run over the whole tree of a prompt's mails,
 so a round's mails are drawn from what the writer would do, not from a pool.
@@ -33,11 +33,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from models.odds import ClauseOdds
+from models.odds import ClauseOdds, Styles
 from models.phrasebook.book import TONES, Book
 from models.prompt import Prompt, narrow, render
 from models.reader import Taste, chances, met, portrait, respond, taste_of
 from models.slots import ALWAYS
+from models.style import styles_of
 from models.tone import SUCCESS, ToneBandit
 from models.writer import base as writer_base
 from models.writer.automaton import Words
@@ -89,6 +90,7 @@ class World:
     school: School
     course: Course
     grounds: dict[tuple[str, str], Ground]
+    styles: Styles
     base: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
 
     def chances(
@@ -183,7 +185,7 @@ class Run:
         """All rounds."""
         taste, sent = taste_of(self.cluster, self.seed), Sent()
         draw = np.random.default_rng(_number(f"{self.seed}/{self.cluster}/{self.policy}"))
-        tones, odds = ToneBandit(), ClauseOdds()
+        tones, odds = ToneBandit(), ClauseOdds(self.world.styles if self.policy == "blend" else None)
         tensors: Tensors | None = None
         told: dict[tuple[tuple[str, str], int], list[float]] = defaultdict(list)  # (ground, mail) -> rewards
         best = worth(taste, taste)
@@ -290,19 +292,19 @@ def open_world(home: Path, moves: Sequence[str], course: Course) -> World:
     eos = json.loads((folder / "config.json").read_text())["eos_token_id"]
     words = Words(Tokenizer.from_file(str(folder / "tokenizer.json")), eos)
     grounds = {(trigger, tone): ground_of(words, book, trigger, tone) for trigger in (*LEARNED, *HELD_OUT) for tone in TONES}
-    world = World(book, words, School(folder, max(1, (os.cpu_count() or 2) // 2)), course, grounds)
+    world = World(book, words, School(folder, max(1, (os.cpu_count() or 2) // 2)), course, grounds, styles_of(book))
     world.base = world.chances([key for key in grounds if key[0] in LEARNED], None, {}, EXPLORE)
     return world
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    usual = Course(first=26, steps=6, learning_rate=5e-3)  # a few steps over few layers: minutes, not hours
+    usual = Course(first=24, steps=10, learning_rate=1e-2)  # a few steps over few layers: minutes, not hours
     parser = argparse.ArgumentParser(prog="python -m training.study", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--home", type=Path, default=Path(".mailtide/study"), help="keeps each run: one that is there isn't made again")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--seeds", default="0,1,2", help="several processes may share them out, and one then writes the page of all")
     parser.add_argument("--clusters", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--sends", type=int, default=2000, help="mails of a cluster in each round")
     parser.add_argument("--moves", default="subject,reason", help="of each mail: more cost minutes")
     parser.add_argument("--steps", type=int, default=usual.steps, help="of each refit")

@@ -123,7 +123,8 @@ Bands and brackets are the least and the most of all {runs} runs.
 
 *Fixed*: tone by lot, base model. *Plain bandit*: linear Thompson sampling over tones and clauses, no language model. \
 *Adapter*: tone by the bandit, clauses by the model under a LoRA refitted after each round. \
-*Blend*: the same, and the odds that feedback gives each clause (`models/odds.py`) lean the model's choice. \
+*Blend*: the same, and the odds that feedback gives each clause and its style \
+(`models/odds.py`, `models/style.py`) lean the model's choice. \
 Fixed, adapter and blend draw a clause uniformly in 10 % of moves, adapter and blend a tone in 6 % of mails, and these count.
 
 ## Triggers that no refit saw
@@ -131,7 +132,7 @@ Fixed, adapter and blend draw a clause uniformly in 10 % of moves, adapter and b
 {held}
 
 Held-out mails are judged in the cluster's right tone, so chance is that of length and subject alone. \
-A bandit over clauses knows nothing of clauses that were never sent: there the adapter speaks alone.
+A bandit over clauses alone knows nothing of clauses that were never sent; the blend knows their style.
 
 ## What it is not
 

@@ -113,6 +113,8 @@ async def test_what_readers_do_becomes_the_reward_of_their_mail_and_the_tone_of_
     more = [
         msgspec.structs.replace(example(n), intent_id=f"i-{name}", customer=f"u-{name}") for n, name in enumerate(("click", "late", "gone"))
     ]
+    # Two days on: whoever hasn't answered by now won't.
+    more.append(msgspec.structs.replace(example(3, SENT + 2 * DAY), intent_id="i-new", customer="u-new"))
     await publish(settings, EXAMPLES, [(mail.intent_id, encode(mail)) for mail in more], by_customer=False)
 
     assert follow(settings, tmp_path) == MAILS + len(more) + len(told)

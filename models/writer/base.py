@@ -83,9 +83,17 @@ def fingerprint(path: Path, house: Path | None = HOUSE) -> str:
         with file.open("rb") as stream:
             part = hashlib.file_digest(stream, "sha256").digest()
         digest.update(part)
-    if house is None or not house.is_file():
+    house = _going_with(digest.hexdigest(), house)
+    if house is None:
         return digest.hexdigest()
     return hashlib.sha256(digest.digest() + hashlib.sha256(house.read_bytes()).digest()).hexdigest()
+
+
+def _going_with(base_sha256: str, house: Path | None) -> Path | None:
+    """The house adapter where there is one. The one that ships goes with the default base alone: others do without."""
+    if house is None or not house.is_file():
+        return None
+    return None if house == HOUSE and read_safetensors(house)[1].get("base_sha256") != base_sha256 else house
 
 
 def load(path: Path, house: Path | None = HOUSE) -> Base:
@@ -95,8 +103,9 @@ def load(path: Path, house: Path | None = HOUSE) -> Base:
     except (OSError, KeyError, ValueError, IndexError) as error:
         raise ModelError(f"{path}: can't be read as a llama-family model ({error}): take another base model") from error
     _check(path, shape, weights)
-    if house is not None and house.is_file():
-        merge(weights, house, fingerprint(path, None))
+    bare = fingerprint(path, None)
+    if (going := _going_with(bare, house)) is not None:
+        merge(weights, going, bare)
     return Base(shape, weights, tokenizer, fingerprint(path, house))
 
 

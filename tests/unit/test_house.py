@@ -13,8 +13,9 @@ import pytest
 from models.phrasebook.book import EXCLUSIVE, GOODS, Book, Clause
 from models.slots import ALWAYS
 from models.writer.automaton import Words
-from models.writer.base import load
+from models.writer.base import HOUSE, fingerprint, load
 from models.writer.graph import prepare
+from schemas.errors import ModelError
 from tests.tiny_model import tiny
 
 torch = pytest.importorskip("torch")
@@ -99,3 +100,14 @@ def test_reading_counts_what_could_be_special(words: Words, tmp_path: Path, caps
     assert "model better 1, random better 1, even 0" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="1 verdicts for 2 pairs"):
         tally(key, ["A"])
+
+
+def test_the_house_adapter_that_ships_leaves_other_bases_alone() -> None:
+    assert HOUSE.is_file() and fingerprint(tiny()) == fingerprint(tiny(), None) == load(tiny()).sha256
+
+
+def test_a_house_adapter_given_by_hand_must_be_of_this_base(tmp_path: Path) -> None:
+    other = tmp_path / "house.safetensors"
+    other.write_bytes(HOUSE.read_bytes())
+    with pytest.raises(ModelError, match="trained on another base model"):
+        load(tiny(), house=other)

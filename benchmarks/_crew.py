@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -60,6 +61,24 @@ class Crew:
         process = self.workers.pop(name)
         process.kill()
         process.wait()
+
+    def cpu(self, name: str) -> float:
+        """CPU seconds that a running worker has used."""
+        fields = Path(f"/proc/{self.workers[name].pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory(self, name: str) -> float:
+        """The most bytes it held at once."""
+        status = Path(f"/proc/{self.workers[name].pid}/status").read_text()
+        return float(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+
+    def kept(self, kafka_home: Path) -> dict[str, int]:
+        """Bytes of each topic of ours on the broker's disk, without its indexes."""
+        found: dict[str, int] = {}
+        for file in (kafka_home / "kafka" / "data").glob(f"{self.settings.kafka.prefix}*/*.log"):
+            topic = file.parent.name.removeprefix(self.settings.kafka.prefix).rpartition("-")[0]
+            found[topic] = found.get(topic, 0) + file.stat().st_size
+        return found
 
     def close(self) -> None:
         """Everything that was started here ends."""

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 from kafka.errors import KafkaError
 
-from mailtide import audit, broker
+from mailtide import audit, broker, endpoints
 from mailtide.follower import Follower
 from mailtide.outbox import Outbox
 from mailtide.processes import spawn, stop
@@ -110,6 +111,14 @@ class Flock:
             if str(said.get("group", "")).endswith(group) and said["event"] in ("partition open", "partition given up"):
                 held = held | {said["partition"]} if said["event"] == "partition open" else held - {said["partition"]}
         return held
+
+    def metrics(self, service: str) -> str:
+        """What Prometheus would read there; nothing while it doesn't answer."""
+        try:
+            with urllib.request.urlopen(f"{endpoints.read(Path(self.settings.home))[service]}/metrics", timeout=5) as answer:
+                return str(answer.read().decode())
+        except (KeyError, OSError):
+            return ""
 
     def signal(self, worker: str, signum: signal.Signals) -> None:
         assert self.processes[worker].poll() is None, f"{worker} ended by itself"

@@ -13,6 +13,7 @@ from tests.chaos.flock import Flock
 from tests.chaos.story import Told
 
 Harm = Callable[[Flock, Told, random.Random], None]
+STUCK_SECONDS = "8"  # without progress
 ZOMBIE_SECONDS = 8.0  # past the workers' session time-out of 6
 
 
@@ -126,10 +127,12 @@ def stuck(kind: str) -> Harm:
     def harm(flock: Flock, told: Told, _chance: random.Random) -> None:
         flock.leave("intake")
         said = flock.log("intake").read_text().count("worker_stuck")
-        flock.start("intake", at="before batch:2", harm=kind, CHAOS_ONCE=str(Path(flock.settings.home) / f"stuck-{said}"))
+        once = str(Path(flock.settings.home) / f"stuck-{said}")
+        flock.start("intake", at="before batch:2", harm=kind, CHAOS_ONCE=once, MAILTIDE_PATIENCE=STUCK_SECONDS)
         for piece in parts(told, 4):
             flock.publish(piece)
         flock.until(lambda: flock.log("intake").read_text().count("worker_stuck") > said)
+        flock.until(lambda: "mailtide_worker_stuck_restarts_total{" in flock.metrics("worker-w0") + flock.metrics("worker-w1"))
 
     return harm
 

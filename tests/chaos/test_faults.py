@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from mailtide import topics
 from schemas.config import Settings
-from tests.chaos.faults import FAULTS, MOODS, endure
+from tests.chaos.faults import FAULTS, MOODS, endure, suffer
 
 pytestmark = [pytest.mark.broker, pytest.mark.chaos, pytest.mark.timeout(900)]  # a busy machine starts a worker in half a minute
 
 QUICK = (
     "kill -9 after output",
-    "kill -9 after changelog",
     "kill -9 after claim",
     "kill -9 after DATA",
     "poison messages in a row",
     "corrupt adapters",
+    "stuck: a blocked event loop",
 )
 
 
@@ -27,3 +29,10 @@ def test_what_is_counted_and_sent_stands(settings: Settings) -> None:
     assert found.differ == []
     assert found.report.breaches == []
     assert (found.report.open, found.lost, found.twice) == (0, 0, 0)
+
+
+def test_three_workers_share_twelve_partitions(settings: Settings) -> None:
+    kafka = msgspec.structs.replace(settings.kafka, prefix=f"{settings.kafka.prefix}twelve.", partitions=12)
+    twelve = msgspec.structs.replace(settings, kafka=kafka)
+    topics.create(twelve)
+    assert suffer("three workers on twelve partitions", twelve, [1]).clean

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from models.features import named, zone
 from models.goods import goods
+from models.known import named
 from models.state import State
+from models.zones import zone
 from schemas.config import ShopSettings, Trigger
 from schemas.events import Event, Item
 from schemas.mail import Facts, Product
@@ -38,7 +39,7 @@ def best(items: Sequence[Item]) -> list[Item]:
     seen: set[str] = set()
     chosen = []
     for item in sorted(items, key=lambda item: -((item.price or 0.0) * (item.quantity or 1.0))):
-        if item.name and item.category not in seen:
+        if item.name and len(item.name) <= LONGEST_VALUE and item.category not in seen:
             seen.add(item.category)
             chosen.append(item)
     return chosen[:MOST_PRODUCTS]
@@ -64,7 +65,7 @@ def complete(state: State, now: float, trigger: Trigger, products: tuple[Product
     return Facts(products=products, values=values, situation=situation(state, known))
 
 
-def situation(state: State, known: dict[str, float]) -> tuple[str, ...]:
+def situation(state: State, known: Mapping[str, float]) -> tuple[str, ...]:
     """Tags that clauses may ask for; of each exclusive pair at most one."""
     tags = []
     if known["orders"] == 1:

@@ -1,26 +1,38 @@
-"""Features of one customer: each event updates them in place, decays are applied lazily.
-
-Half-lives and the visit model's inputs are those measured in docs/relevance.md.
-"""
+"""Features of one customer: each event updates them in place, decays are applied lazily. ``models.known`` reads them."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import re
-from datetime import datetime
-from functools import lru_cache
-from zoneinfo import ZoneInfo
+from zlib import crc32
 
-from models.state import CATEGORIES, Category, State
+from models.replenishment import FEWEST_GAPS, STEADIEST, variation
+from models.state import (
+    BOUGHT_BITS,
+    GRID,
+    KEPT_CATEGORIES,
+    MOST_CATEGORIES,
+    MOST_COUNT,
+    WIDTH,
+    Category,
+    Mix,
+    State,
+    Visits,
+    numbers,
+    pack,
+    row,
+)
+from models.zones import EPOCH_WEEKDAY, local, local_day
 from schemas.events import Event, Item
 
 DAY = 86400.0
-HALF_LIVES = (7.0, 30.0, 90.0)  # days
 LONG = 90.0  # days, of everything about orders and categories
+LONG_SECONDS = LONG * DAY
 WEEKDAY_HALF_LIFE = 120.0  # days
 EWMA = 0.2  # of the newest gap
 PRIOR_GAP = 7.0  # days between visits, before a customer shows their own
+LONGEST_KIND, LONGEST_NAME = 64, 80  # characters kept of a category's and a product's name
 NOT_A_VISIT = frozenset(
     {
         "identify",
@@ -33,14 +45,7 @@ NOT_A_VISIT = frozenset(
         "Price Dropped",
     }
 )
-NAMES = (
-    "orders orders_30d orders_90d visits visits_7d visits_30d visits_90d days_since_order days_since_visit "
-    "days_since_first mean_gap gap_cv last_gap basket_mean basket_last spent discount_share coupon_share "
-    "own_brand_share category_entropy categories emails_opened emails_clicked tickets_open consent p_visit_7d "
-    "p_visit_14d p_visit_30d ordered_since visited_since refunded_since category_bought_since"
-).split()
 _ADDRESS = re.compile(r"[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s.\x00-\x1f]+")
-_CENT = 0.01
 
 
 def decay(value: float, days: float, half_life: float) -> float:
@@ -48,73 +53,64 @@ def decay(value: float, days: float, half_life: float) -> float:
     return float(value * 2.0 ** (-max(days, 0.0) / half_life))
 
 
-@lru_cache(maxsize=1024)
-def zone(name: str, fallback: str = "UTC") -> ZoneInfo:
-    """The IANA zone, or the fallback where there is no such zone."""
-    try:
-        return ZoneInfo(name or fallback)
-    except (KeyError, ValueError, OSError):
-        return ZoneInfo(fallback)
-
-
 def apply(state: State, event: Event, fallback_zone: str) -> None:
     """Update every feature by one event, in place."""
-    if event.kind not in NOT_A_VISIT:
+    kind = event.kind
+    if kind not in NOT_A_VISIT:
         _visit(state, event.at, fallback_zone)
-    if event.kind == "Order Completed":
+    if kind == "Order Completed":
         _order(state, event)
-    elif event.kind == "Order Refunded":
+    elif kind == "Order Refunded":
         state.orders.refunded = max(state.orders.refunded, event.at)
-    elif event.kind == "Coupon Applied":
-        # As of the last order, whose time must not move: a coupon in the basket is no order yet.
-        last = state.orders.last
-        state.orders.coupons += 2.0 ** ((event.at - last) / DAY / LONG) if last else 1.0
-    elif event.kind == "Email Opened":
-        state.mail.opened += 1
-        state.mail.last = max(state.mail.last, event.at)
-    elif event.kind == "Email Link Clicked":
-        state.mail.clicked += 1
-        state.mail.last = max(state.mail.last, event.at)
-    elif event.kind == "Support Ticket Opened":
+    elif kind == "Coupon Applied":
+        state.orders.applied = True  # counts with its order, which may name it once more
+    elif kind in ("Email Opened", "Email Link Clicked"):
+        mail = state.mail
+        mail.opened += kind == "Email Opened"
+        mail.clicked += kind == "Email Link Clicked"
+        mail.last = max(mail.last, event.at)
+    elif kind == "Support Ticket Opened":
         state.mail.tickets += 1
-    elif event.kind == "Support Ticket Closed":
+    elif kind == "Support Ticket Closed":
         state.mail.tickets = max(0, state.mail.tickets - 1)
 
 
 def _visit(state: State, at: float, fallback_zone: str) -> None:
-    visits = state.visits
-    for pending in state.pending:
-        # The same day's further events belong to the visit at which the decision was made.
-        if not pending.returned and at > pending.at and local_day(at, state, fallback_zone) != local_day(pending.at, state, fallback_zone):
-            pending.returned = at
+    visits, place = state.visits, state.standing.timezone
     if not visits.count:
         visits.first = visits.last = at
         visits.count = 1
-        visits.decayed = [1.0, 1.0, 1.0]
-        visits.weekdays, visits.dayparts = [0.0] * 7, [0.0] * 4
-    elif local_day(at, state, fallback_zone) == local_day(visits.last, state, fallback_zone) or at <= visits.last:
+        visits.week = visits.month = visits.quarter = 1.0
+        _weekday(visits, at, place, fallback_zone, 1.0)
+        return
+    today = local_day(at, place, fallback_zone)
+    if at <= visits.last or today == local_day(visits.last, place, fallback_zone):
         visits.first = min(visits.first, at)
         visits.last = max(visits.last, at)
         return
-    else:
-        days = (at - visits.last) / DAY
-        visits.count += 1
-        visits.gap_sum += days
-        visits.gap_squares += days * days
-        visits.gap_last = days
-        visits.gap_ew = days if visits.count == 2 else (1 - EWMA) * visits.gap_ew + EWMA * days
-        visits.decayed = [decay(value, days, half) + 1.0 for value, half in zip(visits.decayed, HALF_LIVES, strict=True)]
-        visits.weekdays = [decay(value, days, WEEKDAY_HALF_LIFE) for value in visits.weekdays]
-        visits.dayparts = [decay(value, days, WEEKDAY_HALF_LIFE) for value in visits.dayparts]
-        visits.last = at
-    local = datetime.fromtimestamp(at, zone(state.standing.timezone, fallback_zone))
-    visits.weekdays[local.weekday()] += 1.0
-    visits.dayparts[local.hour // 6] += 1.0
+    for pending in state.pending:
+        # The same day's further events belong to the visit at which the decision was made.
+        if not pending.returned and at > pending.at and today != local_day(pending.at, place, fallback_zone):
+            pending.returned = at
+    days = (at - visits.last) / DAY
+    visits.count += 1
+    visits.gap_sum += days
+    visits.gap_squares += days * days
+    visits.gap_last = days
+    visits.gap_ew = days if visits.count == 2 else (1 - EWMA) * visits.gap_ew + EWMA * days
+    visits.week = decay(visits.week, days, 7.0) + 1.0
+    visits.month = decay(visits.month, days, 30.0) + 1.0
+    visits.quarter = decay(visits.quarter, days, 90.0) + 1.0
+    visits.last = at
+    _weekday(visits, at, place, fallback_zone, decay(1.0, days, WEEKDAY_HALF_LIFE))
 
 
-def local_day(at: float, state: State, fallback_zone: str) -> int:
-    """The customer's calendar day, as a number."""
-    return datetime.fromtimestamp(at, zone(state.standing.timezone, fallback_zone)).toordinal()
+def _weekday(visits: Visits, at: float, place: str, fallback_zone: str, factor: float) -> None:
+    day, seconds = divmod(local(at, place, fallback_zone), DAY)
+    weekdays, dayparts = [value * factor for value in visits.weekdays], [value * factor for value in visits.dayparts]
+    weekdays[(int(day) + EPOCH_WEEKDAY) % 7] += 1.0
+    dayparts[int(seconds // (DAY / 4))] += 1.0
+    visits.profile(weekdays, dayparts)
 
 
 def _fade(state: State, at: float) -> None:
@@ -135,7 +131,9 @@ def _fade(state: State, at: float) -> None:
 def _order(state: State, event: Event) -> None:
     said, orders = event.properties, state.orders
     _fade(state, event.at)
-    total = next((value for value in (said.total, said.revenue, said.value) if value is not None), _sum(said.products))
+    total = next((value for value in (said.total, said.revenue, said.value) if value is not None), None)
+    if total is None:
+        total = _sum(said.products)
     orders.count += 1
     orders.total += total
     orders.last_value = total
@@ -143,38 +141,93 @@ def _order(state: State, event: Event) -> None:
     orders.decayed += 1.0
     orders.value += total
     orders.discount += said.discount or 0.0
-    orders.coupons += bool(said.coupon)
+    orders.coupons += bool(said.coupon) or orders.applied
+    orders.applied = False
     orders.lines += len(said.products)
     orders.own_brand += sum(item.brand.lower() in ("private", "own") for item in said.products)
-    for item in said.products:
-        if item.category:
-            _category(state, item, event.at)
-    if len(state.categories) > CATEGORIES:
-        weakest = sorted(state.categories, key=lambda name: _weight(state.categories[name], event.at))
-        for name in weakest[: len(state.categories) - CATEGORIES]:
-            del state.categories[name]
+    if said.products:
+        _goods(state, said.products, event.at)
 
 
 def _sum(products: list[Item]) -> float:
     return sum((item.price or 0.0) * (1.0 if item.quantity is None else item.quantity) for item in products)
 
 
-def _weight(category: Category, at: float) -> float:
-    return decay(category.count, (at - category.last) / DAY, LONG)
+def _goods(state: State, products: list[Item], at: float) -> None:
+    mix, kinds, now = state.mix, state.categories, int(at)
+    _age(mix, now)
+    scale = 2.0 ** ((now - mix.last) / LONG_SECONDS)  # 1, unless the event is late
+    for item in products:
+        name = item.category[:LONGEST_KIND]  # a producer's novel is cut
+        if not name:
+            continue
+        found = kinds.get(name)
+        if found is None:
+            kinds[name] = row(GRID, 1, 0, 0, now)
+            _weigh(mix, 0.0, GRID * scale)
+            state.bought = bought_with(state.bought, name)
+            continue
+        count, days, gap_sum, gap_squares, last = numbers(found)
+        if now - last >= DAY / 2:  # else the same basket, or the same day: one buying-day
+            left = count * 2.0 ** ((last - now) / LONG_SECONDS)
+            count, days, hours = min(round(left) + GRID, MOST_COUNT), days + 1, round((now - last) / 3600)
+            gap_sum, gap_squares = gap_sum + hours, gap_squares + hours * hours
+            _weigh(mix, left * scale, count * scale)
+            found = kinds[name] = row(count, days, gap_sum, gap_squares, now) + found[WIDTH:]
+        if days > FEWEST_GAPS:
+            # Only what has a rhythm is ever reminded of: see ``models.replenishment.in_window``.
+            steady = variation(gap_sum, gap_squares, days - 1) < STEADIEST
+            kinds[name] = found[:WIDTH] + ((_product(item) or found[WIDTH:]) if steady else b"")
+    if len(kinds) > MOST_CATEGORIES:
+        _forget(mix, kinds)
 
 
-def _category(state: State, item: Item, at: float) -> None:
-    found = state.categories.get(item.category)
-    if found is None:
-        found = state.categories[item.category] = Category(1.0, 1, 0.0, 0.0, at)
-    elif at - found.last >= DAY / 2:  # the same basket, or the same day: one buying-day
-        days = (at - found.last) / DAY
-        found.count = decay(found.count, days, LONG) + 1.0
-        found.days += 1
-        found.gap_sum += days
-        found.gap_squares += days * days
-        found.last = at
-    found.product_id, found.name, found.price = item.product_id or item.sku, item.name, item.price
+def _product(item: Item) -> bytes:
+    """The product that a reminder may name; nothing where a producer's novel would fill the state."""
+    number = item.product_id or item.sku
+    return pack((number, item.name, item.price)) if 0 < len(item.name) <= LONGEST_NAME and len(number) <= LONGEST_KIND else b""
+
+
+def _forget(mix: Mix, kinds: dict[str, bytes]) -> None:
+    """Let the least bought kinds go."""
+    known = {name: Category.of(found) for name, found in kinds.items()}
+    # The logarithm of the weight, but for a part that is the same for all kinds.
+    ranks = {name: math.log2(kind.buys) + kind.last / LONG_SECONDS for name, kind in known.items()}
+    for name in sorted(ranks, key=ranks.__getitem__)[: len(kinds) - KEPT_CATEGORIES]:
+        del kinds[name]
+        _weigh(mix, known[name].buys * 2.0 ** ((known[name].last - mix.last) / LONG_SECONDS), 0.0)
+
+
+def _age(mix: Mix, now: int) -> None:
+    """Bring the sums to ``now``."""
+    if now > mix.last:
+        if mix.total > 0:
+            factor = 2.0 ** ((mix.last - now) / LONG_SECONDS)
+            mix.total *= factor
+            mix.logs = factor * mix.logs + mix.total * math.log(factor)
+        mix.last = now
+
+
+def _weigh(mix: Mix, before: float, after: float) -> None:
+    """A kind's weight has changed."""
+    mix.total += after - before
+    mix.logs += (after * math.log(after) if after else 0.0) - (before * math.log(before) if before else 0.0)
+
+
+def bought_with(sieve: bytes, name: str) -> bytes:
+    """The sieve of kinds ever bought, with one more."""
+    place = crc32(name.encode("utf-8", "replace")) % BOUGHT_BITS
+    bits = bytearray(sieve or bytes(BOUGHT_BITS // 8))
+    bits[place >> 3] |= 1 << (place & 7)
+    return bytes(bits)
+
+
+def ever_bought(state: State, name: str) -> bool:
+    """Whether the customer bought this kind, one forgotten since among them; of a kind never bought, seldom a wrong yes."""
+    if name in state.categories:
+        return True
+    place = crc32(name.encode("utf-8", "replace")) % BOUGHT_BITS
+    return bool(state.bought) and bool(state.bought[place >> 3] >> (place & 7) & 1)
 
 
 def standing(state: State, event: Event) -> bool:
@@ -212,110 +265,3 @@ def _identify(state: State, traits: dict[str, object]) -> None:
         own.timezone = timezone
     if isinstance(locale, str) and len(locale) < 16:
         own.locale = locale
-
-
-def named(state: State, now: float, since: float = math.inf, category: str = "") -> dict[str, float]:
-    """Every name that a condition may use. ``since``: when the trigger began, for the names that end so."""
-    visits, orders = state.visits, state.orders
-    gaps = max(0, visits.count - 1)
-    mean = visits.gap_sum / gaps if gaps else 0.0
-    silence = (now - visits.last) / DAY if visits.count else 9999.0
-    week, month, quarter = (decay(value, silence, half) for value, half in zip(visits.decayed, HALF_LIVES, strict=True))
-    days = (now - orders.last) / DAY if orders.count else 9999.0
-    bought = state.categories.get(category)
-    chances = state.chances or [0.0, 0.0, 0.0]
-    return {
-        "orders": orders.count,
-        "orders_30d": decay(orders.decayed, days, 30.0),
-        "orders_90d": decay(orders.decayed, days, LONG),
-        "visits": visits.count,
-        "visits_7d": week,
-        "visits_30d": month,
-        "visits_90d": quarter,
-        "days_since_order": days,
-        "days_since_visit": silence,
-        "days_since_first": (now - visits.first) / DAY if visits.count else 0.0,
-        "mean_gap": mean,
-        "gap_cv": _cv(visits.gap_sum, visits.gap_squares, gaps),
-        "last_gap": visits.gap_last,
-        "basket_mean": orders.total / orders.count if orders.count else 0.0,
-        "basket_last": orders.last_value,
-        "spent": orders.total,
-        "discount_share": orders.discount / orders.value if orders.value > _CENT else 0.0,
-        "coupon_share": min(1.0, orders.coupons / orders.decayed) if orders.decayed else 0.0,
-        "own_brand_share": orders.own_brand / orders.lines if orders.lines else 0.0,
-        "category_entropy": entropy(state, now),
-        "categories": len(state.categories),
-        "emails_opened": state.mail.opened,
-        "emails_clicked": state.mail.clicked,
-        "tickets_open": state.mail.tickets,
-        "consent": state.standing.consent and not state.standing.unsubscribed,
-        "p_visit_7d": chances[0],
-        "p_visit_14d": chances[1],
-        "p_visit_30d": chances[2],
-        "ordered_since": orders.count > 0 and orders.last > since,
-        "visited_since": visits.count > 0 and visits.last > since,
-        "refunded_since": orders.refunded > since,
-        "category_bought_since": bought is not None and bought.last > since,
-    }
-
-
-def _cv(total: float, squares: float, n: int) -> float:
-    """Coefficient of variation; 9 where there are too few to say."""
-    if n < 2 or total <= 0:
-        return 9.0
-    mean = total / n
-    return math.sqrt(max(0.0, squares / n - mean * mean)) / mean
-
-
-def gap_cv(category: Category) -> float:
-    """Of the days between purchases of this kind."""
-    return _cv(category.gap_sum, category.gap_squares, category.days - 1)
-
-
-def entropy(state: State, now: float) -> float:
-    """Shannon entropy (nats) of the decayed category mix."""
-    weights = [_weight(category, now) for category in state.categories.values()]
-    total = sum(weights)
-    return -sum(w / total * math.log(w / total) for w in weights if w > 0) if total > 0 else 0.0
-
-
-def cluster_vector(state: State, now: float) -> tuple[float, ...]:
-    """The five raw features of a cluster: log mean gap, log basket value, category entropy, log coupon share, own-brand share."""
-    visits, orders = state.visits, state.orders
-    gaps = max(0, visits.count - 1)
-    gap = (visits.gap_sum + 2 * PRIOR_GAP) / (gaps + 2)
-    value = orders.value / orders.decayed if orders.decayed > 0 else 0.0
-    coupons = min(1.0, orders.coupons / orders.decayed) if orders.decayed > 0 else 0.0
-    own = orders.own_brand / orders.lines if orders.lines > 0 else 0.0
-    return (math.log(gap), math.log1p(max(0.0, value)), entropy(state, now), math.log1p(100 * coupons), own)
-
-
-def visit_vector(state: State, now: float, fallback_zone: str) -> list[float]:
-    """Inputs of the visit model at ``now`` (RELEVANCE's "LR all"): 24 numbers, those of a customer seen at least once."""
-    visits, orders = state.visits, state.orders
-    silence, age = max(0.0, (now - visits.last) / DAY), max(0.0, (now - visits.first) / DAY)
-    gaps = max(0, visits.count - 1)
-    gap = (visits.gap_sum + 2 * PRIOR_GAP) / (gaps + 2)
-    rates = [
-        (decay(value, silence, half) + 1) / (half / math.log(2) * (1 - 2 ** (-(age + 1) / half)) + PRIOR_GAP)
-        for value, half in zip(visits.decayed, HALF_LIVES, strict=True)
-    ]
-    mean = orders.total / orders.count if orders.count else 0.0
-    weekdays = sum(visits.weekdays)
-    tomorrow = (datetime.fromtimestamp(now, zone(state.standing.timezone, fallback_zone)).weekday() + 1) % 7
-    return [
-        math.log1p(silence),
-        math.log(gap),
-        math.log1p(silence / gap),
-        min(silence / visits.gap_ew, 6.0) if visits.gap_ew else 1.0,
-        min(_cv(visits.gap_sum, visits.gap_squares, gaps), 4.0),
-        *(math.log(rate) for rate in rates),
-        math.log1p(age),
-        math.log(max(1, visits.count)),
-        float(gaps < 3),
-        math.log((max(0.0, orders.last_value) + 5) / (max(0.0, mean) + 5)),
-        math.log1p(max(0.0, mean)),
-        (visits.weekdays[tomorrow] + 1) / (weekdays + 7),
-        *(float(day == tomorrow) for day in range(7)),
-    ]

@@ -8,35 +8,39 @@ is harmless.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from models import clusters, features, rhythm
-from models.features import DAY, named
-from models.gate import foreseen, quiet_until
-from models.state import NEVER, PENDING, RECENT, RECENT_MOST, RECENT_SECONDS, Open, Pending, State, Timer, applied_offset, dump, load
-from models.state import next_timer as due
-from models.triggers import Rule, compile_rules, looked, started, timer_of
+from models.features import DAY, LONGEST_KIND
+from models.gate import foreseen
+from models.known import cluster_vector, named, visit_vector
+from models.recent import repeated
+from models.state import NEVER, PENDING, Open, Pending, State, Timer, applied_offset, dump, load, next_timer
+from models.tone import draw_tone
+from models.triggers import Rules, looked, started, timer_of
+from models.zones import Quiet
 from schemas.config import SendingSettings, ShopSettings, Trigger
 from schemas.events import Event
-from schemas.learning import Basket, ItemsSnapshot, RhythmWeights, Vector, Visit
+from schemas.learning import Basket, Forgotten, ItemsSnapshot, RhythmWeights, ToneChances, Vector, Visit
 from schemas.mail import Feedback, Gone, Intent, Product, Source, Standing, encode, intent_id, iso
 from schemas.release import Snapshot
-from schemas.topics import CLUSTERS, EVENTS, ITEMS, RHYTHM
+from schemas.topics import CLUSTERS, EVENTS, ITEMS, RHYTHM, TONES
 
 __all__ = ["Pass", "Result", "applied_offset", "describe", "next_timer"]
 
-TONES = ("warm", "crisp", "playful")
 LOOK_EVERY = 3.0  # days between looks at a customer who was here lately
 LATELY, LOOK_LATER, LAST_LOOK = 60.0, 15.0, 400.0  # days of silence, days between looks after them, days after which nobody looks
 HORIZON = 30 * DAY  # seconds until a decision of the visit model has matured
-ATTRIBUTION = 7 * DAY  # seconds after a mail in which an order counts as following it
+ATTRIBUTION = 7 * DAY  # seconds after a mail in which an order counts as following it, where the settings say nothing
 MOST_OPEN = 16  # intents watched for one customer; the oldest goes first
+STANDING = frozenset({"identify", "Subscribed", "Unsubscribed", "Email Bounced", "Email Marked as Spam"})
+OBJECTIONS = frozenset({"unsubscribed", "complained"})
 FOLLOWS = {
     "Email Opened": "opened",
     "Email Link Clicked": "clicked",
@@ -67,13 +71,14 @@ class Result:
 class Pass:
     """Features, clusters and triggers over customers' states. SettingsError where a trigger can't work."""
 
-    def __init__(self, triggers: Sequence[Trigger], sending: SendingSettings, shop: ShopSettings) -> None:
-        self.rules: list[Rule] = compile_rules(list(triggers))
-        self.by_name = {rule.trigger.name: rule for rule in self.rules}
-        self.sending, self.shop = sending, shop
+    def __init__(self, triggers: Sequence[Trigger], sending: SendingSettings, shop: ShopSettings, attribution: float = ATTRIBUTION) -> None:
+        self.rules = Rules(triggers)
+        self.sending, self.shop, self.attribution = sending, shop, attribution
+        self.quiet = Quiet(sending.quiet_start, sending.quiet_end, shop.timezone)
         self.clusters: Snapshot | None = None
         self.rhythm: RhythmWeights | None = None
         self.items: ItemsSnapshot | None = None
+        self.tones: dict[str, dict[str, float]] = {}
 
     def update(self, topic: str, value: bytes) -> None:
         """Take in a published snapshot, unless a newer one is here; raises ``msgspec.DecodeError`` on what is none."""
@@ -86,23 +91,31 @@ class Pass:
         elif topic == ITEMS:
             items = msgspec.json.decode(value, type=ItemsSnapshot)
             self.items = items if self.items is None or items.epoch >= self.items.epoch else self.items
+        elif topic == TONES:
+            tones = msgspec.json.decode(value, type=ToneChances)
+            self.tones[tones.cluster] = tones.chances
 
     def run(self, states: dict[str, bytes], events: Sequence[Event], now: float, wall: float, partition: int) -> Result:
         """Apply events, in offset order; ``states`` has each customer's record as it is now, where there is one."""
         result, touched = Result(), dict[str, State]()
+        replayed = again = 0
         for event in events:
             state = touched.get(event.customer)
             if state is None:
                 held = states.get(event.customer)
                 state = touched[event.customer] = load(held) if held is not None else State()
             if event.offset <= state.offset:
-                result.count("replayed")
+                replayed += 1
                 continue
             state.offset = event.offset
-            if _repeated(state, event):
-                result.count("repeated")
+            if event.at > state.newest:
+                state.newest = event.at
+            if event.message_id and repeated(state, event.message_id, event.at):
+                again += 1
                 continue
-            self._apply(state, event, wall, result)
+            self._apply(state, event, result)
+        counts = {"accepted": len(events) - replayed - again, "replayed": replayed, "repeated": again}
+        result.counts = {name: count for name, count in counts.items() if count}
         return self._closed(touched, result)
 
     def fire(self, states: dict[str, bytes], now: float, wall: float, partition: int) -> Result:
@@ -116,31 +129,39 @@ class Pass:
     def _closed(self, touched: dict[str, State], result: Result) -> Result:
         for customer, state in touched.items():
             result.states[customer] = dump(state)
-            result.timers[customer] = due(state)
+            result.timers[customer] = state.due
         return result
 
-    def _apply(self, state: State, event: Event, wall: float, result: Result) -> None:
-        state.counts[event.kind] = state.counts.get(event.kind, 0) + 1
-        result.count("accepted")
-        basket = _basket(state, event, self.shop) if event.kind == "Order Completed" else None
+    def _apply(self, state: State, event: Event, result: Result) -> None:
+        kind = event.kind
+        state.counts[kind] = state.counts.get(kind, 0) + 1
+        basket = _basket(state, event, self.shop) if kind == "Order Completed" else None
         features.apply(state, event, self.shop.timezone)
-        if event.kind == "identify" and event.traits:
-            result.identifies.append((event.customer, event.traits))
-        if features.standing(state, event):
-            result.gate.append(_standing(event.customer, state))
-        if basket is not None:
+        if kind in STANDING:
+            if event.traits:
+                result.identifies.append((event.customer, event.traits))
+            had = state.standing.address
+            if features.standing(state, event):
+                result.gate.append(_standing(event.customer, state))
+                if _objects(state):
+                    result.learning.append(encode(Forgotten(event.customer, iso(event.at))))
+                elif had and not state.standing.address:
+                    result.learning.append(encode(Forgotten(event.customer, iso(event.at))))
+                    result.feedback.append(Feedback("", event.customer, "erased", iso(event.at)))
+        if basket is not None and not _objects(state):
             result.learning.append(encode(basket))
             self._place(event.customer, state, event.at, result)
         self._follow(state, event, result)
         started(state, event, self.rules, self.shop)
-        self._watch(event.customer, state, event.at, result)
-        if event.kind not in features.NOT_A_VISIT:
+        if state.watched:
+            self._watch(event.customer, state, event.at, kind, result)
+        if kind not in features.NOT_A_VISIT:
             self._next_look(state, event.at)
 
     def _place(self, customer: str, state: State, at: float, result: Result) -> None:
         """Tell the learner this customer's vector, and take the cluster that the newest snapshot gives it."""
-        vector = features.cluster_vector(state, at)
-        result.learning.append(encode(Vector(customer, tuple(round(value, 6) for value in vector), iso(at))))
+        vector = cluster_vector(state)
+        result.learning.append(encode(Vector(customer, tuple([round(value, 6) for value in vector]), iso(at))))
         if self.clusters is not None:
             state.cluster = clusters.assign(self.clusters, vector, state.cluster or None)
 
@@ -153,12 +174,11 @@ class Pass:
 
     def _awake(self, state: State, at: float) -> float:
         """``at``, or the end of the customer's quiet hours that hold it."""
-        sending = self.sending
-        return quiet_until(at, state.standing.timezone, self.shop.timezone, sending.quiet_start, sending.quiet_end) or at
+        return self.quiet.awake(at, state.standing.timezone)
 
     def _due(self, customer: str, state: State, now: float, wall: float, partition: int, result: Result) -> None:
         # A jump of the clock may make several things due: each in its own time, oldest first.
-        while (at := due(state)) <= now:
+        while (at := state.next_timer()) <= now:
             if state.look <= at:
                 self._look(customer, state, state.look, result)
                 continue
@@ -170,15 +190,15 @@ class Pass:
                 state.timers.append(timer)
                 continue
             self._fire(customer, state, timer, wall, partition, result)
-        self._watch(customer, state, now, result)
+        self._watch(customer, state, now, "", result)
 
     def _look(self, customer: str, state: State, at: float, result: Result) -> None:
         self._mature(customer, state, at, result)
-        values = features.visit_vector(state, at, self.shop.timezone)
+        values = visit_vector(state, at, self.shop.timezone)
         if self.rhythm is not None and len(self.rhythm.weights[0]) == len(values):  # weights of another version's features say nothing
-            state.chances = [round(chance, 4) for chance in rhythm.predict(self.rhythm, values)]
+            state.chances = tuple([round(chance, 4) for chance in rhythm.predict(self.rhythm, values)])
         if len(state.pending) < PENDING:
-            state.pending.append(Pending(at, [round(value, 4) for value in values]))
+            state.pending.append(Pending.of(at, values))
         found = looked(state, self.rules, self.items, at, self.shop)
         if found is not None:
             state.timers.append(timer_of(state, found, at))
@@ -192,22 +212,24 @@ class Pass:
                 kept.append(pending)
                 continue
             after = pending.returned - pending.at if pending.returned else math.inf
-            labels = tuple(after <= days * DAY for days in rhythm.HORIZONS)
-            result.learning.append(encode(Visit(customer, tuple(pending.values), labels, iso(at))))
-        state.pending = kept
+            labels = tuple([after <= days * DAY for days in rhythm.HORIZONS])
+            if not _objects(state):
+                result.learning.append(encode(Visit(customer, tuple([round(value, 4) for value in pending.values]), labels, iso(at))))
+        state.pending[:] = kept
 
     def _fire(self, customer: str, state: State, timer: Timer, wall: float, partition: int, result: Result) -> None:
-        rule = self.by_name.get(timer.trigger)
+        rule = self.rules.by_name.get(timer.trigger)
         if rule is None:
             return  # taken out of the configuration while it waited
-        trigger = rule.trigger
-        category = timer.facts.products[0].category if trigger.kind == "replenishment" and timer.facts.products else ""
+        trigger, facts = rule.trigger, timer.facts
+        category = facts.products[0].category if rule.of_category and facts.products else ""
         if not rule.holds(named(state, timer.at, timer.since, category)):
             result.count("condition_gone_before_firing")
             return
-        state.entered[trigger.name] = timer.since
+        state.entered[trigger.name] = int(timer.since)
         expires = timer.at + trigger.use_by
         name = intent_id(customer, trigger.name, timer.occurrence)
+        tone, propensity = (trigger.tone, 1.0) if trigger.tone else draw_tone(self.tones.get(state.cluster, {}), name)
         result.intents.append(
             Intent(
                 intent_id=name,
@@ -217,32 +239,36 @@ class Pass:
                 due=iso(timer.at),
                 expires=iso(expires),
                 cluster=state.cluster,
-                facts=timer.facts,
+                facts=facts,
                 source=Source(EVENTS, partition, state.offset),
                 fired=iso(wall),
                 priority=trigger.priority,
-                tone=trigger.tone or _tone(customer, trigger.name),
+                tone=tone,
+                propensity=propensity,
                 locale=state.standing.locale or self.shop.locale,
                 foreseen=foreseen(_standing(customer, state), customer, trigger.marketing, self.sending.holdout),
             )
         )
-        state.opens.append(Open(name, trigger.name, timer.since, expires, timer.at + ATTRIBUTION, category))
+        state.opens.append(Open(name, trigger.name, timer.since, expires, timer.at + self.attribution, timer.at, category))
         del state.opens[:-MOST_OPEN]
 
-    def _watch(self, customer: str, state: State, at: float, result: Result) -> None:
+    def _watch(self, customer: str, state: State, at: float, kind: str, result: Result) -> None:
         """Conditions of the intents that fired, looked at again; those past their attribution are forgotten."""
         if not state.opens:
             return
         kept = []
         for one in state.opens:
-            if at > max(one.expires, one.until):
+            if at > one.expires and at > one.until:
                 continue
-            rule = self.by_name.get(one.trigger)
-            if rule is not None and not one.gone and at <= one.expires and not rule.holds(named(state, at, one.since, one.category)):
-                one.gone = True
-                result.gate.append(Gone(customer, one.intent_id, one.trigger))
+            rule = self.rules.by_name.get(one.trigger)
+            if rule is not None and not one.gone and at <= one.expires:
+                ended = kind in rule.trigger.cancel_on and at >= one.since
+                if ended or not rule.holds(named(state, at, one.since, one.category)):
+                    one.gone = True
+                    result.gate.append(Gone(customer, one.intent_id, one.trigger))
             kept.append(one)
-        state.opens = kept
+        if len(kept) < len(state.opens):
+            state.opens[:] = kept
 
     def _follow(self, state: State, event: Event, result: Result) -> None:
         """What followed a mail, for the trainer: engagement that names its intent, and orders soon after one."""
@@ -250,46 +276,42 @@ class Pass:
         if kind is not None:
             said = event.properties
             name = said.intent_id or said.message_id.strip("<>").partition("@")[0]
-            if name and len(name) <= 64:
-                simulated = bool(event.name) and event.message_id.startswith("sim-")
-                result.feedback.append(Feedback(name, event.customer, kind, iso(event.at), 0.0, simulated))  # type: ignore[arg-type]
+            if len(name) <= 64 and (name or kind in OBJECTIONS):
+                result.feedback.append(Feedback(name, event.customer, kind, iso(event.at), 0.0, said.simulated))  # type: ignore[arg-type]
         elif event.kind == "Order Completed":
             value = event.properties.total or event.properties.revenue or 0.0
             for one in state.opens:
-                if one.until - ATTRIBUTION <= event.at <= one.until:  # from the firing, not from what began the wait
+                if one.fired <= event.at <= one.until:  # from the firing, not from what began the wait
                     result.feedback.append(Feedback(one.intent_id, event.customer, "ordered", iso(event.at), value))
-
-
-def _repeated(state: State, event: Event) -> bool:
-    """Whether this message id was seen lately; remembers it."""
-    if not event.message_id:
-        return False
-    digest = int.from_bytes(hashlib.blake2b(event.message_id.encode("utf-8", "replace"), digest_size=7).digest(), "big")
-    if any(known == digest for known, _ in state.recent):
-        return True
-    state.recent.append((digest, event.at))
-    if len(state.recent) > RECENT:
-        newest = max(at for _, at in state.recent)
-        extra = len(state.recent) - RECENT
-        kept = [pair for n, pair in enumerate(state.recent) if n >= extra or pair[1] >= newest - RECENT_SECONDS]
-        state.recent = kept[-RECENT_MOST:]
-    return False
 
 
 def _basket(state: State, event: Event, shop: ShopSettings) -> Basket | None:
     """What the learner of goods is told of an order; None where it names no category."""
     products: dict[str, list[str]] = {}
+    currency = event.properties.currency or shop.currency
     for item in event.properties.products:
-        if item.category:
-            product = Product(item.product_id or item.sku, item.name, item.category, item.price, event.properties.currency or shop.currency)
-            products.setdefault(item.category, []).extend([encode(product).decode()] if item.name else [])
+        name = item.category[:LONGEST_KIND]
+        if name:
+            told = products.setdefault(name, [])
+            if item.name:
+                told.append(_told(item.product_id or item.sku, item.name, name, item.price, currency))
     if not products:
         return None
-    new = tuple(name for name in products if name not in state.categories)
-    owned = tuple(name for name in state.categories)
-    return Basket(
-        event.customer, new, owned, {name: tuple(each) for name, each in products.items()}, iso(event.at), state.visits.first or event.at
-    )
+    owned = state.categories
+    new = tuple([name for name in products if name not in owned and not features.ever_bought(state, name)])
+    first = state.visits.first or event.at
+    return Basket(event.customer, new, tuple(owned), products, iso(event.at), first)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=8192)
+def _told(product_id: str, name: str, category: str, price: float | None, currency: str) -> str:
+    """The product as JSON: a shop sells the same things all day."""
+    return encode(Product(product_id, name, category, price, currency)).decode()
+
+
+def _objects(state: State) -> bool:
+    """Whether the customer said no to our mail: that one is learned from no more."""
+    return state.standing.unsubscribed or state.standing.complained
 
 
 def _standing(customer: str, state: State) -> Standing:
@@ -297,16 +319,6 @@ def _standing(customer: str, state: State) -> Standing:
     return Standing(
         customer, own.consent and not own.unsubscribed, own.address, own.unsubscribed, own.bounced, own.complained, own.timezone
     )
-
-
-def _tone(customer: str, trigger: str) -> str:
-    """Chosen by lot, the same at each replay, until a bandit knows better."""
-    return TONES[hashlib.blake2b(f"{trigger}\x1f{customer}".encode(), digest_size=2).digest()[0] % len(TONES)]
-
-
-def next_timer(data: bytes) -> float:
-    """When something is due next for the customer with these bytes; ``inf`` where nothing is."""
-    return due(load(data))
 
 
 def describe(data: bytes, now: float) -> dict[str, Any]:

@@ -37,6 +37,14 @@ def hazard(count: float, exposure_days: float, prior_gap_days: float, days: floa
     return -math.expm1(-rate * days)
 
 
+def variation(total: float, squares: float, n: int) -> float:
+    """Coefficient of variation; 9 where there are too few to say."""
+    if n < 2 or total <= 0:
+        return 9.0
+    mean = total / n
+    return math.sqrt(max(0.0, squares / n - mean * mean)) / mean
+
+
 def in_window(gap_cv: float, ratio: float, n_gaps: int) -> bool:
     """Whether a reminder may go: a steady rhythm of enough gaps, and now near its next beat.
 

@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator, Mapping
+import difflib
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
-from models import features
 from models.conditions import Condition, compile_condition
 from models.facts import complete, of_event
-from models.features import DAY, named
+from models.features import DAY, ever_bought
 from models.goods import goods
 from models.items import recommend
-from models.replenishment import decayed, exposure, hazard, in_window
-from models.state import State, Timer
+from models.known import NAMES, Known, named
+from models.replenishment import EARLIEST, LATEST, decayed, exposure, hazard, in_window, variation
+from models.state import GRID, WIDTH, Category, State, Timer, pack, product_of
 from schemas.config import ShopSettings, Trigger
 from schemas.errors import SettingsError
 from schemas.events import KINDS, Event
 from schemas.learning import ItemsSnapshot
-from schemas.mail import Product, decoder
+from schemas.mail import Facts, Product, decoder
 
 LOOK = "rhythm"  # `on` of the triggers that a regular look at the customer starts
 LONG_SILENCE = 30.0  # days: win-back's rule until the visit model is published
 FRESH = 4.0  # days after a visit in which a recommendation still fits
-EVENT_NAMES = ("total", "discount", "coupon", "currency", "quantity", "price", "rating", "category", "name")
+SUGGESTIONS = 20  # asked of the model of goods: some may have been bought long ago
+LONGEST_OCCURRENCE = 80
 _product = decoder(Product)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A trigger with its conditions compiled."""
+    """A trigger with its conditions compiled. ``of_category``: its condition asks about the category of its first product."""
 
     trigger: Trigger
     where: Condition
     holds: Condition
+    of_category: bool
 
 
-def compile_rules(triggers: tuple[Trigger, ...] | list[Trigger]) -> list[Rule]:
+class Rules:
+    """The enabled triggers by priority, and which of them an event may concern. SettingsError names a trigger that can't work."""
+
+    def __init__(self, triggers: Iterable[Trigger]) -> None:
+        self.all = compile_rules(triggers)
+        self.by_name = {rule.trigger.name: rule for rule in self.all}
+        self.looks = [rule for rule in self.all if LOOK in rule.trigger.starts]
+        self.begun_by = {kind: tuple(rule for rule in self.all if kind in rule.trigger.starts) for kind in KINDS}
+        self.ended_by = {kind: frozenset(rule.trigger.name for rule in self.all if kind in rule.trigger.cancel_on) for kind in KINDS}
+
+
+def compile_rules(triggers: Iterable[Trigger]) -> list[Rule]:
     """Rules of the enabled triggers, by priority. SettingsError names the trigger and the mend."""
     rules: list[Rule] = []
     names: set[str] = set()
@@ -46,19 +62,25 @@ def compile_rules(triggers: tuple[Trigger, ...] | list[Trigger]) -> list[Rule]:
         if trigger.name in names:
             raise SettingsError(f"trigger {trigger.name!r} stands twice: give one another name")
         names.add(trigger.name)
-        if trigger.on != LOOK and trigger.on not in KINDS:
-            raise SettingsError(f"trigger {trigger.name!r}: on = {trigger.on!r} is no event; choose one of {', '.join(KINDS)} or {LOOK!r}")
+        place = f"trigger {trigger.name!r}"
+        for name in trigger.starts or ("",):
+            if name != LOOK and name not in KINDS:
+                raise SettingsError(f"{place}: on = {name!r} is no event{_nearest(name)}; choose among {', '.join(KINDS)} and {LOOK!r}")
         for name in trigger.cancel_on:
             if name not in KINDS:
-                raise SettingsError(f"trigger {trigger.name!r}: cancel_on names {name!r}, which is no event")
+                raise SettingsError(f"{place}: cancel_on names {name!r}, which is no event{_nearest(name)}")
         if trigger.kind == "coupon" and not trigger.code:
-            raise SettingsError(f"trigger {trigger.name!r}: kind 'coupon' needs a code")
-        place = f"trigger {trigger.name!r}"
-        where = compile_condition(trigger.where, {*features.NAMES, *EVENT_NAMES}, f"{place}, where")
-        holds = compile_condition(trigger.condition, features.NAMES, f"{place}, condition")
+            raise SettingsError(f"{place}: kind 'coupon' needs a code")
+        where = compile_condition(trigger.where, {*NAMES, *_SAID}, f"{place}, where")
+        holds = compile_condition(trigger.condition, NAMES, f"{place}, condition")
         if trigger.enabled:
-            rules.append(Rule(trigger, where, holds))
+            rules.append(Rule(trigger, where, holds, "category_bought_since" in trigger.condition))
     return sorted(rules, key=lambda rule: rule.trigger.priority)
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, KINDS, 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def may_enter(state: State, trigger: Trigger, now: float) -> bool:
@@ -67,40 +89,61 @@ def may_enter(state: State, trigger: Trigger, now: float) -> bool:
     return before is None or now - before >= trigger.re_entry
 
 
-def started(state: State, event: Event, rules: list[Rule], shop: ShopSettings) -> None:
+def started(state: State, event: Event, rules: Rules, shop: ShopSettings) -> None:
     """Start the waits that this event begins and end those that it cancels, in place."""
-    kept = []
-    cancels = {rule.trigger.name: rule.trigger.cancel_on for rule in rules}
-    for timer in state.timers:
-        if event.kind not in cancels.get(timer.trigger, ()) or event.at < timer.since:
-            kept.append(timer)
-    state.timers = kept
-    for rule in rules:
+    ended = rules.ended_by[event.kind]
+    if ended and state.waiting:
+        state.timers[:] = [timer for timer in state.timers if timer.trigger not in ended or event.at < timer.since]
+    for rule in rules.begun_by[event.kind]:
         trigger = rule.trigger
-        if trigger.on != event.kind or not may_enter(state, trigger, event.at):
+        if not may_enter(state, trigger, event.at):
             continue
-        if any(timer.trigger == trigger.name for timer in state.timers) and trigger.re_entry > 0:
+        if trigger.re_entry > 0 and state.waiting and any(timer.trigger == trigger.name for timer in state.timers):
             continue
-        if rule.where(_values(state, event)):
-            said = event.properties
-            occurrence = said.order_id or said.ticket_id or said.checkout_id or said.cart_id or event.message_id or str(round(event.at))
-            state.timers.append(Timer(event.at + trigger.wait, trigger.name, occurrence, event.at, of_event(state, event, trigger, shop)))
+        if rule.where(Happened(state, event)):
+            state.timers.append(_timer(event.at, trigger, _occurrence(event), of_event(state, event, trigger, shop)))
 
 
-def _values(state: State, event: Event) -> Mapping[str, object]:
+def _timer(at: float, trigger: Trigger, occurrence: str, facts: Facts) -> Timer:
+    return Timer(at + trigger.wait, trigger.name, occurrence, at, pack(facts))
+
+
+def _occurrence(event: Event) -> str:
+    """What tells this firing from the customer's others: at most ``LONGEST_OCCURRENCE`` characters."""
     said = event.properties
-    return {
-        **named(state, event.at, event.at),
-        "total": said.total or said.revenue or said.value or 0.0,
-        "discount": said.discount or 0.0,
-        "coupon": said.coupon,
-        "currency": said.currency,
-        "quantity": said.quantity or 0.0,
-        "price": said.price or 0.0,
-        "rating": said.rating or 0.0,
-        "category": said.category,
-        "name": said.name,
-    }
+    found = said.order_id or said.ticket_id or said.checkout_id or said.cart_id or event.message_id or str(round(event.at))
+    if len(found) <= LONGEST_OCCURRENCE:
+        return found
+    return hashlib.blake2b(found.encode("utf-8", "replace"), digest_size=16).hexdigest()
+
+
+class Happened(Known):
+    """What is known of a customer, and what the event says."""
+
+    __slots__ = ("event",)
+
+    def __init__(self, state: State, event: Event) -> None:
+        super().__init__(state, event.at, event.at, "")
+        self.event = event
+
+    def __getitem__(self, name: str) -> Any:
+        said = _SAID.get(name)
+        return said(self.event) if said is not None else super().__getitem__(name)
+
+
+_SAID: dict[str, Callable[[Event], float | str]] = {
+    "event": lambda event: event.kind,
+    "total": lambda event: event.properties.total or event.properties.revenue or event.properties.value or 0.0,
+    "discount": lambda event: event.properties.discount or 0.0,
+    "coupon": lambda event: event.properties.coupon,
+    "currency": lambda event: event.properties.currency,
+    "quantity": lambda event: event.properties.quantity or 0.0,
+    "price": lambda event: event.properties.price or 0.0,
+    "old_price": lambda event: event.properties.old_price or 0.0,
+    "rating": lambda event: event.properties.rating or 0.0,
+    "category": lambda event: event.properties.category,
+    "name": lambda event: event.properties.name,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +156,10 @@ class Found:
     category: str = ""
 
 
-def looked(state: State, rules: list[Rule], items: ItemsSnapshot | None, at: float, shop: ShopSettings) -> Found | None:
+def looked(state: State, rules: Rules, items: ItemsSnapshot | None, at: float, shop: ShopSettings) -> Found | None:
     """What a look at ``at`` finds worth writing about: at most one thing, the most urgent first."""
-    for rule in rules:
-        trigger = rule.trigger
-        if trigger.on != LOOK or not may_enter(state, trigger, at):
+    for rule in rules.looks:
+        if not may_enter(state, rule.trigger, at):
             continue
         found = next(_candidates(state, rule, items, at, shop), None)
         if found is not None and rule.holds(named(state, at, at, found.category)):
@@ -137,10 +179,11 @@ def _candidates(state: State, rule: Rule, items: ItemsSnapshot | None, at: float
             yield Found(rule, day, ())
     elif trigger.kind == "recommendation":
         if items is not None and silence <= FRESH and state.categories:
-            owned = {name: decayed(c.count, (at - c.last) / DAY) for name, c in state.categories.items()}
-            for name, _score in recommend(items, owned, 5):
+            known = {name: Category.of(row) for name, row in state.categories.items()}
+            owned = {name: decayed(kind.buys / GRID, (at - kind.last) / DAY) for name, kind in known.items()}
+            for name, _score in recommend(items, owned, SUGGESTIONS):
                 favourite = items.favourites.get(name)
-                if favourite:
+                if favourite and not ever_bought(state, name):
                     product = _product.decode(favourite)
                     yield Found(rule, day, (msgspec.structs.replace(product, goods=goods(product.category, product.name)),))
                     return
@@ -152,22 +195,24 @@ def _due_goods(state: State, rule: Rule, items: ItemsSnapshot | None, at: float,
     prior = items.prior_gap if items is not None else {}
     age = exposure((at - state.visits.first) / DAY)
     ranked = []
-    for name, category in state.categories.items():
-        gaps = category.days - 1
-        if gaps < 1 or not category.name:
+    for name, row in state.categories.items():
+        if len(row) == WIDTH:  # too few gaps to know a rhythm, or nothing that a mail could name
             continue
-        ratio = (at - category.last) / DAY / (category.gap_sum / gaps)
-        if in_window(features.gap_cv(category), ratio, gaps):
-            chance = hazard(decayed(category.count, (at - category.last) / DAY), age, prior.get(name, 60.0))
+        category = Category.of(row)
+        gaps, days = category.days - 1, (at - category.last) / DAY
+        ratio = days * 24.0 * gaps / category.gap_sum if category.gap_sum else math.inf
+        if EARLIEST <= ratio <= LATEST and in_window(variation(category.gap_sum, category.gap_squares, gaps), ratio, gaps):
+            chance = hazard(decayed(category.buys / GRID, days), age, prior.get(name, 60.0))
             if chance >= rule.trigger.threshold:
-                ranked.append((chance, name))
-    for _chance, name in heapq.nlargest(1, ranked):
-        found = state.categories[name]
-        product = Product(found.product_id, found.name, name, found.price, shop.currency, goods(name, found.name))
-        yield Found(rule, f"{name}:{round(found.last)}", (product,), name)
+                ranked.append((chance, name, category.last))
+    if ranked:
+        _chance, name, last = max(ranked)
+        product = product_of(state.categories[name])
+        if product is not None:
+            number, label, price = product
+            yield Found(rule, f"{name}:{last}", (Product(number, label, name, price, shop.currency, goods(name, label)),), name)
 
 
 def timer_of(state: State, found: Found, at: float) -> Timer:
     """A found trigger as a timer that fires after its wait."""
-    trigger = found.rule.trigger
-    return Timer(at + trigger.wait, trigger.name, found.occurrence, at, complete(state, at, trigger, found.products))
+    return _timer(at, found.rule.trigger, found.occurrence, complete(state, at, found.rule.trigger, found.products))

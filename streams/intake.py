@@ -271,7 +271,16 @@ def slices(events: list[Event], clock: float, next_timer: Callable[[], float]) -
 
 async def serve(settings: Settings, stop: asyncio.Event, worker_id: str = "w0") -> None:
     """Run the stage until ``stop``; raises what ended it before that."""
-    await run(Intake(settings, worker_id, Pass(settings.trigger, settings.sending, settings.shop), next_timer, applied_offset), stop)
+    await run(
+        Intake(
+            settings,
+            worker_id,
+            Pass(settings.trigger, settings.sending, settings.shop, settings.training.attribution),
+            next_timer,
+            applied_offset,
+        ),
+        stop,
+    )
 
 
 async def run(intake: Intake, stop: asyncio.Event) -> None:

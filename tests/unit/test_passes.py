@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from mailtide.settings import load
 from models import gate
 from models.passes import Pass, Result, applied_offset, describe, next_timer
-from models.state import dump
+from models.state import dump, sizes
 from models.state import load as load_state
 from schemas.config import SendingSettings, ShopSettings, Trigger
 from schemas.errors import SettingsError
@@ -224,12 +225,29 @@ def test_a_trigger_that_can_not_work_is_named(change: dict[str, Any], named: str
 
 
 def test_a_customer_of_a_year_stays_small() -> None:
-    world = World(CARE)
+    world, chosen = World(), random.Random(4)
     for n in range(300):
         products = [
-            {"product_id": f"p{n}-{k}", "name": f"Some product {k}", "category": f"Category {(n * 7 + k) % 60}", "price": 1.5}
+            {
+                "product_id": f"p{n}-{k}",
+                "name": f"Some product {k}",
+                "category": f"Sort {int(chosen.paretovariate(0.7)) % 200}",
+                "price": 1.5,
+            }
             for k in range(9)
         ]
         world.run(event(n, START + n * DAY, order_id=f"o-{n}", products=products))
-    state = load_state(world.states["c-1"])
-    assert len(dump(state)) - sum(len(str(pair)) for pair in state.recent) < 4096
+        world.fire(START + n * DAY + DAY / 2)
+    known = sizes(world.states["c-1"])
+    assert known.features <= 2048
+    assert known.ids == 64 * 12
+
+
+def test_what_producers_write_at_length_does_not_fill_the_state() -> None:
+    world, novel = World(), "n" * 100_000
+    for n in range(20):
+        product = {"product_id": f"{n}{novel}", "name": novel, "category": f"{n % 3}{novel}", "price": 1.5}
+        world.run(event(n, START + n * 8 * DAY, order_id=f"o-{n}{novel}", products=[product]))
+    assert len(world.states["c-1"]) < 4096
+    (intent, *_) = world.fire(START + 200 * DAY).intents
+    assert len(intent.occurrence) <= 80

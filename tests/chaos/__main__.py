@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--keep", type=Path, help="folder for homes and logs, kept; a temporary one without")
     chosen = parser.parse_args()
-    names = [name for name in FAULTS if not chosen.only or any(words in name for words in chosen.only)]
+    names = list(dict.fromkeys(name for words in chosen.only or [""] for name in FAULTS if words in name))
     console, table, bad = Console(width=None if sys.stdout.isatty() else 140), Table(*COLUMNS), 0
     with tempfile.TemporaryDirectory(prefix="mailtide-chaos-") as temporary:
         home = (chosen.keep or Path(temporary)).absolute()

@@ -101,7 +101,7 @@ class TrainingSettings(Section, frozen=True):
     artifacts: str = ""  # fsspec URL; empty = <home>/artifacts
     rank: Count = 8
     learning_rate: float = 1e-3
-    steps: Count = 30
+    steps: Count = 20
     batch: Count = 8
     replay: Share = 0.2
     kl: float = 0.1
@@ -132,10 +132,11 @@ class Trigger(Section, frozen=True):
 
     name: str
     on: str | tuple[str, ...]  # an event's name or several, or "rhythm" (a look at the customer every few days)
-    kind: Literal["event", "replenishment", "win_back", "recommendation", "coupon"] = "event"
+    kind: Literal["event", "replenishment", "win_back", "recommendation", "coupon", "birthday"] = "event"
     where: str = ""  # on the event: 'total >= 20 and coupon != ""'
     wait: float = 0.0
-    cancel_on: tuple[str, ...] = ()  # events that end the wait
+    restart: bool = False  # a further such event begins the wait anew, with its own facts
+    cancel_on: tuple[str, ...] = ()  # events that end the wait, and the mail until it is sent
     condition: str = ""  # on the features; checked when the wait ends and again at the gate
     use_by: float = 86400.0
     priority: Annotated[int, Meta(ge=0, le=9)] = 5

@@ -36,7 +36,7 @@ class Recipe:
 
     rank: int = 8
     learning_rate: float = 1e-3
-    steps: int = 30
+    steps: int = 20
     batch: int = 8
     kl: float = 0.1
     epsilon: float = 0.0

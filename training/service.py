@@ -19,6 +19,7 @@ from schemas.errors import ArtifactError
 from schemas.mail import iso, seconds
 from schemas.release import Release
 from training import releases
+from training.evaluate import Judge
 from training.examples import Row, follow, read_to, rows
 from training.gate import Judgement
 from training.lineage import inherited, promoted, reverted
@@ -145,15 +146,15 @@ class Trainer:
 
     def probe(self, found: Mapping[str, list[Row]]) -> None:
         """The serving releases' losses on mails that none was fitted on, for drift."""
-        bench: Bench | None = None
+        judge: Judge | None = None  # the writer's graph alone: torch is not needed to look
         for cluster, each in found.items():
             serving = self.watch.serving.get(cluster)
             refit = self._refit(cluster)
             fresh = each[max(self._probed.get(cluster, 0), refit.progress(serving)[0]) :][-PROBED:]
             if serving is None or not fresh or self.halt.is_set():
                 continue
-            bench = bench or open_bench(self.settings, self.folder, self.threads)
-            for loss in bench.judge.losses(refit.serving(serving), fresh, most=PROBED):
+            judge = judge or Judge(self.settings, self.threads)
+            for loss in judge.losses(refit.serving(serving), fresh, most=PROBED):
                 self.watch.drift.loss(cluster, loss)
             self._probed[cluster] = len(each)
 

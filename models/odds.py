@@ -62,7 +62,7 @@ class ClauseOdds:
         prior = np.full(len(self._column), (NOISE / SPREAD) ** 2)
         prior[[self._column[name] for name in self._contexts]] = 1.0  # a context's mean may be anything between two rewards
         precision = self._gram + np.diag(prior)
-        return np.linalg.solve(precision, self._sums), precision
+        return np.asarray(np.linalg.solve(precision, self._sums), np.float64), precision
 
     def columns(self, context: str, clauses: Iterable[str]) -> list[int]:
         """Where a mail's effects stand in a draw, styles apart."""

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from models.phrasebook.book import Book
 from models.prompt import Prompt, render
-from models.writer import Adapter, Base, Cache, Model, adapters, export_hf, load, locate, prepare
+from models.writer import Adapter, Base, Cache, Model, adapters, export_hf, fingerprint, load, locate, prepare
 from models.writer.base import LINEARS
 from models.writer.graph import GROUPS, wide
 
@@ -35,8 +35,8 @@ def speed(rows: int, steps: float, whole: float) -> Speed:
 
 
 def material(home: Path) -> Path:
-    """``home/writer`` with the base for transformers, 32 random adapters and the prompts' tokens; made once."""
-    folder = home / "writer"
+    """A folder with the base for transformers, 32 random adapters and the prompts' tokens; made once for each base and house adapter."""
+    folder = home / "writer" / fingerprint(locate())[:12]
     if (folder / "prompts.json").is_file():
         return folder
     base = load(locate())

@@ -20,8 +20,7 @@ from benchmarks import Row, benchmark
 from benchmarks._decoding import NEW, PROMPT, Ours, Speed, material, speed
 from benchmarks._llama import VERSION, built, measured, quantized
 
-BATCHES = (16, 1, 32)
-MAIN = 16  # rows of the row that carries the plain name
+MAIN, SMALL, LARGE = 16, 1, 32  # rows; the first carries the plain name
 Measure = Callable[[int], Speed]
 
 
@@ -56,6 +55,11 @@ def pairs(ours: Measure, peer: Measure, batches: tuple[int, ...], runs: int) -> 
     return found
 
 
+def _sizes(ours: Measure, peer: Measure, runs: int) -> dict[int, list[tuple[Speed, Speed]]]:
+    """The largest once alone: a peer takes a minute for it."""
+    return pairs(ours, peer, (MAIN, SMALL), runs) | pairs(ours, peer, (LARGE,), 1)
+
+
 def rows_of(name: str, against: str, found: dict[int, list[tuple[Speed, Speed]]], note: str) -> list[Row]:
     """A row for each batch size, and one with the prompts' time at the main one. Medians."""
     made = []
@@ -81,7 +85,7 @@ def writer_vs_peft(home: Path, runs: int) -> list[Row]:
     ours.run(1)
     with peft(folder, "fp32") as peer:
         peer(1)
-        made = rows_of("writer_vs_peft", "transformers + PEFT fp32", pairs(ours.run, peer, BATCHES, runs), f"ours int8; {_load()}")
+        made = rows_of("writer_vs_peft", "transformers + PEFT fp32", _sizes(ours.run, peer, runs), f"ours int8; {_load()}")
         same = pairs(exact.run, peer, (MAIN,), 1)
         made += rows_of("writer_vs_peft_both_fp32", "transformers + PEFT fp32", same, f"ours fp32; {_load()}")[:1]
     flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
@@ -98,6 +102,6 @@ def writer_vs_llama_cpp(home: Path, runs: int) -> list[Row]:
     folder = material(home.absolute())
     model, ours, threads = quantized(home.absolute(), tools), Ours(folder), os.cpu_count() or 1
     ours.run(1)
-    found = pairs(ours.run, lambda rows: measured(tools, model, [rows], threads)[rows], BATCHES, runs)
+    found = _sizes(ours.run, lambda rows: measured(tools, model, [rows], threads)[rows], runs)
     note = f"ours int8 with an adapter a row, peer without; {PROMPT} + {NEW} tokens; {_load()}"
     return rows_of("writer_vs_llama_cpp", f"llama.cpp Q8_0, {VERSION.split('.')[0]}", found, note)

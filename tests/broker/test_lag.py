@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+import io
+import json
 import subprocess
 import threading
 import time
@@ -15,8 +18,9 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, NewTopic
 from kafka.structs import OffsetAndMetadata
+from rich.console import Console
 
-from mailtide import broker
+from mailtide import broker, lag
 from mailtide.jars import TOOLS, java, kafka_jars
 from monitoring.collect import Collector, Row
 from monitoring.http import Probe
@@ -233,3 +237,25 @@ def test_a_second_monitor_on_the_machine_takes_a_free_port(settings: Settings, c
             assert second != url
             assert get(second + "/metrics")[0] == get(url + "/metrics")[0] == 200
     assert capsys.readouterr().out.count("port_taken") == 1
+
+
+async def test_lag_tells_both_tables_and_json_has_the_contracts_rows(settings: Settings) -> None:
+    fill(settings, {0: 3})
+    now = time.time()
+    late = Intent("i0", "c", "win_back", "o", iso(now - 60), iso(now - 1), "", Facts(), Source("t", 0, 0), iso(now - 60))
+    client = await producer(settings.kafka)
+    await client.send_and_wait(settings.kafka.topic(INTENTS), encode(late), b"c", partition=0)
+    await client.stop()
+    rows, waiting = await asyncio.to_thread(lag.look, settings, None)
+    said = io.StringIO()
+    Console(file=said, width=200).print(lag.tables(rows, waiting))
+    assert "Consumer lag" in said.getvalue()
+    assert "Mail that waits" in said.getvalue()
+    assert "STOP" in said.getvalue()  # nobody is in the group
+    document = json.loads(json.dumps(lag.plain(rows)))
+    wanted = {"group", "topic", "partition", "committed", "end", "lag", "lag_seconds", "rate", "drain_seconds", "state"}
+    assert wanted <= document[0].keys()
+    assert (document[0]["lag"], document[0]["rate"], document[0]["drain_seconds"], document[0]["state"]) == (7, 0.0, None, "STOP")
+    mail = lag.plain(waiting)
+    assert mail[0]["oldest_seconds"] >= 60
+    assert mail == [{"stage": "writer", "trigger": "win_back", "intents": 1, "oldest_seconds": mail[0]["oldest_seconds"], "will_expire": 1}]

@@ -70,7 +70,8 @@ class Service:
 
     def __init__(self, name: str, words: list[str], settings: Settings, **environment: str) -> None:
         self.log = Path(settings.home) / f"{name}.log"
-        self.home, self.name = Path(settings.home), name
+        self.home = Path(settings.home)
+        self.home.mkdir(exist_ok=True)
         kafka = {"MAILTIDE_KAFKA": settings.kafka.bootstrap, "MAILTIDE_KAFKA_PREFIX": settings.kafka.prefix}
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
@@ -203,6 +204,19 @@ def test_everything_that_an_operator_looks_at(settings: Settings, tmp_path: Path
         monitor.kill()
         server.stop()
     logs_have_their_place(worker, monitor, taken)
+
+
+def test_the_trainer_says_when_it_is_ready_and_drains(settings: Settings) -> None:
+    trainer = Service("trainer", ["train"], settings, MAILTIDE_WRITER_BASE_MODEL=str(tiny()))
+    try:
+        url = trainer.url("trainer")
+        assert get(url + "/health/live")[0] == 200
+        until(lambda: get(url + "/health/ready")[0] == 200)
+        assert "process_resident_memory_bytes" in get(url + "/metrics")[1]
+        assert trainer.drain() < 10
+        assert not [line for line in trainer.lines() if line["event"] == "drain_cut_short"]
+    finally:
+        trainer.kill()
 
 
 def queries_all_run(ask: Callable[[str, str], Any], chosen: Callable[[str], bool]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -88,13 +89,17 @@ class Follower:
             fetch_max_wait_ms=50,
         )
         names = {kafka.topic(name): name for name in FOLLOWED}
+        # A topic that was made just now may not be known yet; left out, its records would be missed for good.
+        while not all(consumer.partitions_for_topic(name) for name in names) and not self._halt.wait(0.1):
+            pass
         consumer.assign([TopicPartition(name, number) for name in names for number in consumer.partitions_for_topic(name) or ()])
         try:
             while not self._halt.is_set():
                 for batch in consumer.poll(timeout_ms=100).values():
                     for record in batch:
                         if record.value is not None:
-                            self._note(names[record.topic], record)
+                            with contextlib.suppress(msgspec.MsgspecError):  # `mailtide audit` names what can't be read
+                                self._note(names[record.topic], record)
         finally:
             consumer.close()
 

@@ -13,14 +13,14 @@ import msgspec
 from models.writer.base import fingerprint
 from schemas.mail import iso
 from schemas.release import Release
-from schemas.topics import DRAFTS, EVENTS, INTENTS, RELEASES
+from schemas.topics import DRAFTS, EVENTS, RELEASES, VECTORS
 from tests.chaos.flock import Flock
 from tests.chaos.processes import parts
 from tests.chaos.story import Told
 from tests.tiny_model import tiny
 
 OUTAGE = 30.0  # seconds
-SMALL_DISK = "1500k"
+SMALL_DISK = "300k"
 
 
 def told(flock: Flock, story: Told, _chance: random.Random) -> None:
@@ -75,8 +75,9 @@ def disk_full(flock: Flock, story: Told, _chance: random.Random) -> None:
     flock.start("intake", before=("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounted, "sh"))
     log, full = flock.log("intake"), "free some space"
     said = log.read_text().count(full)
-    for piece in parts(story, 2):
+    for piece in parts(story, 12):
         flock.publish(piece)
+        flock.until(lambda: flock.settled() or log.read_text().count(full) > said)
     flock.until(lambda: log.read_text().count(full) > said)
 
 
@@ -119,7 +120,7 @@ def poison(flock: Flock, story: Told, chance: random.Random) -> None:
     for piece in parts(story, 3):
         for name in ("a", "b", "c", "d"):  # of both partitions
             flock.put((EVENTS, name, value) for value in chance.sample(POISON, len(POISON)))
-            flock.put((topic, name, value) for topic in (INTENTS, DRAFTS) for value in (None, b"", b"{", b"[1]", b'{"intent_id":1}'))
+            flock.put((topic, name, value) for topic in (DRAFTS, VECTORS) for value in (None, b"", b"{", b"[1]", b'{"intent_id":1}'))
         flock.publish(piece)
     flock.until(lambda: flock.follower.seen.dead_letters >= buried + 12 * len(POISON))
     assert flock.follower.seen.dead_letters == buried + 12 * len(POISON)

@@ -11,24 +11,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from models import clusters, features, rhythm
+from models.facts import complete
 from models.features import DAY, LONGEST_KIND
 from models.gate import foreseen
 from models.known import cluster_vector, named, visit_vector
 from models.recent import repeated
 from models.state import NEVER, PENDING, Open, Pending, State, Timer, applied_offset, dump, load, next_timer
 from models.tone import draw_tone
-from models.triggers import Rules, looked, started, timer_of
-from models.zones import Quiet
+from models.triggers import Rules, birthday, looked, started, timer_of
+from models.zones import Quiet, zone
 from schemas.config import SendingSettings, ShopSettings, Trigger
 from schemas.events import Event
 from schemas.learning import Basket, Forgotten, ItemsSnapshot, RhythmWeights, ToneChances, Vector, Visit
-from schemas.mail import Feedback, Gone, Intent, Product, Source, Standing, encode, intent_id, iso
+from schemas.mail import Facts, Feedback, Gone, Intent, Product, Source, Standing, encode, intent_id, iso
 from schemas.release import Snapshot
 from schemas.topics import CLUSTERS, EVENTS, ITEMS, RHYTHM, TONES
 
@@ -222,6 +224,8 @@ class Pass:
         if rule is None:
             return  # taken out of the configuration while it waited
         trigger, facts = rule.trigger, timer.facts
+        if trigger.kind == "birthday":
+            facts = self._birthday(state, timer, trigger)
         category = facts.products[0].category if rule.of_category and facts.products else ""
         if not rule.holds(named(state, timer.at, timer.since, category)):
             result.count("condition_gone_before_firing")
@@ -251,6 +255,14 @@ class Pass:
         )
         state.opens.append(Open(name, trigger.name, timer.since, expires, timer.at + self.attribution, timer.at, category))
         del state.opens[:-MOST_OPEN]
+
+    def _birthday(self, state: State, timer: Timer, trigger: Trigger) -> Facts:
+        """What is known today, not a year ago; the next birthday waits from now on."""
+        today = datetime.fromtimestamp(timer.at, zone(state.standing.timezone, self.shop.timezone))
+        following = birthday(timer.at + DAY, today.month, today.day, state, trigger, self.shop)
+        if following is not None:
+            state.timers.append(following)
+        return complete(state, timer.at, trigger, ())
 
     def _watch(self, customer: str, state: State, at: float, kind: str, result: Result) -> None:
         """Conditions of the intents that fired, looked at again; those past their attribution are forgotten."""

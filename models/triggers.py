@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -19,6 +21,7 @@ from models.items import recommend
 from models.known import NAMES, Known, named
 from models.replenishment import EARLIEST, LATEST, decayed, exposure, hazard, in_window, variation
 from models.state import GRID, WIDTH, Category, State, Timer, pack, product_of
+from models.zones import zone
 from schemas.config import ShopSettings, Trigger
 from schemas.errors import SettingsError
 from schemas.events import KINDS, Event
@@ -30,6 +33,8 @@ LONG_SILENCE = 30.0  # days: win-back's rule until the visit model is published
 FRESH = 4.0  # days after a visit in which a recommendation still fits
 SUGGESTIONS = 20  # asked of the model of goods: some may have been bought long ago
 LONGEST_OCCURRENCE = 80
+BIRTHDAY_HOUR = 9  # local time
+_MONTH_DAY = re.compile(r"(?:\d{4}-|--)?(\d\d)-(\d\d)(?:[T ].*)?")
 _product = decoder(Product)
 
 
@@ -69,6 +74,8 @@ def compile_rules(triggers: Iterable[Trigger]) -> list[Rule]:
         for name in trigger.cancel_on:
             if name not in KINDS:
                 raise SettingsError(f"{place}: cancel_on names {name!r}, which is no event{_nearest(name)}")
+        if trigger.kind == "birthday" and trigger.starts != ("identify",):
+            raise SettingsError(f"{place}: kind 'birthday' is told by identify alone: write on = 'identify'")
         if trigger.kind == "coupon" and not trigger.code:
             raise SettingsError(f"{place}: kind 'coupon' needs a code")
         where = compile_condition(trigger.where, {*NAMES, *_SAID}, f"{place}, where")
@@ -98,10 +105,43 @@ def started(state: State, event: Event, rules: Rules, shop: ShopSettings) -> Non
         trigger = rule.trigger
         if not may_enter(state, trigger, event.at):
             continue
-        if trigger.re_entry > 0 and state.waiting and any(timer.trigger == trigger.name for timer in state.timers):
+        waits = state.waiting and any(timer.trigger == trigger.name for timer in state.timers)
+        if waits and trigger.re_entry > 0 and not (trigger.restart or trigger.kind == "birthday"):
             continue
-        if rule.where(Happened(state, event)):
-            state.timers.append(_timer(event.at, trigger, _occurrence(event), of_event(state, event, trigger, shop)))
+        if not rule.where(Happened(state, event)):
+            continue
+        begun = _birthday(state, event, trigger, shop) if trigger.kind == "birthday" else _begun(state, event, trigger, shop)
+        if begun is None:
+            continue
+        if waits and (trigger.restart or trigger.kind == "birthday"):
+            state.timers[:] = [timer for timer in state.timers if timer.trigger != trigger.name]
+        state.timers.append(begun)
+
+
+def _begun(state: State, event: Event, trigger: Trigger, shop: ShopSettings) -> Timer:
+    return _timer(event.at, trigger, _occurrence(event), of_event(state, event, trigger, shop))
+
+
+def _birthday(state: State, event: Event, trigger: Trigger, shop: ShopSettings) -> Timer | None:
+    """A wait until the customer's next birthday; None where the event names none. The year of birth is not kept."""
+    found = _MONTH_DAY.fullmatch(str((event.traits or {}).get("birthday", "")))
+    if found is None:
+        return None
+    return birthday(event.at, int(found[1]), int(found[2]), state, trigger, shop)
+
+
+def birthday(after: float, month: int, day: int, state: State, trigger: Trigger, shop: ShopSettings) -> Timer | None:
+    """A wait that ends at nine in the morning of the next such day, in the customer's zone; None where there is no such day."""
+    place = zone(state.standing.timezone, shop.timezone)
+    year = datetime.fromtimestamp(after, place).year
+    for each in range(year, year + 9):  # leap days come every four years, or eight
+        try:
+            at = datetime(each, month, day, BIRTHDAY_HOUR, tzinfo=place).timestamp()
+        except ValueError:
+            continue
+        if at > after:
+            return Timer(at, trigger.name, str(each), after, pack(complete(state, after, trigger, ())))
+    return None
 
 
 def _timer(at: float, trigger: Trigger, occurrence: str, facts: Facts) -> Timer:

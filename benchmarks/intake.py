@@ -1,7 +1,9 @@
-"""Events a second on one core, counted when the work is committed: our intake beside Quix Streams.
+"""Events a second on one core, counted when the work is committed: our intake beside Quix Streams and Kafka Streams.
 
 Every side reads the same topic (348-byte orders of 50,000 customers, 4 partitions),
 keeps 24 floats a customer in RocksDB with a changelog, and publishes an output for 1 event in 10.
+A clock runs from a side's first record to the end of its last commit, on its way out.
+``BENCH_INTAKE_EVENTS`` names other numbers of events, with commas between.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ import statistics
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kafka.admin import KafkaAdminClient, NewTopic
 
 from benchmarks import Row, benchmark
+from benchmarks._streams import command as streams_command
 from mailtide import broker, topics
 from schemas.config import KafkaSettings, Settings
 from schemas.mail import iso
@@ -26,7 +31,7 @@ from schemas.topics import EVENTS
 from streams.kafka import partition_of, producer
 from streams.outbox import Outbox
 
-EVENTS_COUNT = int(os.environ.get("BENCH_INTAKE_EVENTS", "400000"))
+COUNTS = [int(count) for count in os.environ.get("BENCH_INTAKE_EVENTS", "400000,1600000").split(",")]
 CUSTOMERS, PARTITIONS, BYTES = 50_000, 4, 348
 T0 = 1_763_892_900.0
 PEERS = Path(__file__).parent / "peers"
@@ -43,13 +48,13 @@ def order(number: int) -> tuple[bytes, bytes]:
     return customer.encode(), value.replace(b'"note":""', b'"note":"' + b"." * (BYTES - len(value)) + b'"')
 
 
-async def publish(settings: Settings) -> None:
+async def publish(settings: Settings, count: int) -> None:
     client = await producer(settings.kafka)
     box, name = Outbox(client), settings.kafka.topic(EVENTS)
-    for number in range(EVENTS_COUNT):
+    for number in range(count):
         key, value = order(number)
         box.add(name, partition_of(key, PARTITIONS), key, value)
-        if number % 5000 == 4999 or number == EVENTS_COUNT - 1:
+        if number % 5000 == 4999 or number == count - 1:
             await asyncio.gather(*await box.send())
     await client.stop()
 
@@ -57,9 +62,9 @@ async def publish(settings: Settings) -> None:
 def measured(command: list[str]) -> float:
     """Events a second of one run on one core."""
     core = max(os.sched_getaffinity(0))
-    done = subprocess.run(["taskset", "-c", str(core), *command], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(["taskset", "-c", str(core), *command], capture_output=True, text=True, timeout=600, check=False)
     if done.returncode:
-        raise RuntimeError(f"{command[1]} failed: {done.stderr.strip()[-800:]}")
+        raise RuntimeError(f"{' '.join(command[:3])} failed: {done.stderr.strip()[-800:]}")
     said = json.loads(done.stdout.strip().splitlines()[-1])
     return said["events"] / said["seconds"]
 
@@ -74,26 +79,59 @@ def quix_python(home: Path) -> str:
     return str(python.absolute())
 
 
-@benchmark("intake")
-def intake(home: Path, runs: int) -> list[Row]:
-    python, work = quix_python(home), (home / "intake").absolute()
+@contextmanager
+def topics_of(work: Path, bootstrap: str, count: int) -> Iterator[Settings]:
+    """``count`` events under a prefix of their own."""
+    prefix = f"b{uuid.uuid4().hex[:8]}."
+    settings = Settings(home=str(work / prefix), kafka=KafkaSettings(bootstrap=bootstrap, prefix=prefix, partitions=PARTITIONS))
+    topics.create(settings)
+    asyncio.run(publish(settings, count))
+    yield settings
+    shutil.rmtree(work / prefix, ignore_errors=True)
+
+
+def ours_of(settings: Settings, count: int) -> float:
+    kafka = settings.kafka
+    arguments = [kafka.bootstrap, kafka.prefix, str(PARTITIONS), str(count), settings.home]
+    return measured([sys.executable, "-m", "benchmarks.peers.ours_intake", *arguments])
+
+
+def peer_of(command: list[str], settings: Settings, count: int) -> float:
+    """Each peer takes the same arguments; a topic for its output, a folder for its state."""
+    kafka, name = settings.kafka, uuid.uuid4().hex[:8]
+    output = f"{kafka.prefix}{name}-output"
+    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    admin.create_topics([NewTopic(output, PARTITIONS, 1)])
+    admin.close()
+    return measured([*command, kafka.bootstrap, kafka.topic(EVENTS), output, str(count), str(Path(settings.home) / name)])
+
+
+def beside(name: str, against: str, command: list[str], home: Path, runs: int) -> list[Row]:
+    """Peer and ours by turns over the same topic, for each number of events; the first carries the plain name."""
+    work, made = (home / name).absolute(), []
     shutil.rmtree(work, ignore_errors=True)
-    ours: list[float] = []
-    quix: list[float] = []
     with broker.running(Settings(home=str(work / "kafka"))) as ready:
-        for _ in range(runs):
-            prefix = f"b{uuid.uuid4().hex[:8]}."
-            kafka = KafkaSettings(bootstrap=ready.kafka.bootstrap, prefix=prefix, partitions=PARTITIONS)
-            settings = Settings(home=str(work / prefix), kafka=kafka)
-            topics.create(settings)
-            asyncio.run(publish(settings))
-            count, events = str(EVENTS_COUNT), kafka.topic(EVENTS)
-            module = [sys.executable, "-m", "benchmarks.peers.ours_intake"]
-            ours.append(measured([*module, kafka.bootstrap, prefix, str(PARTITIONS), count, settings.home]))
-            admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
-            admin.create_topics([NewTopic(prefix + "quix-output", PARTITIONS, 1)])
-            admin.close()
-            folder = str(work / f"{prefix}quix")
-            quix.append(measured([python, str(PEERS / "quix_intake.py"), kafka.bootstrap, events, prefix + "quix-output", count, folder]))
-    note = f"median; ours {min(ours):,.0f}-{max(ours):,.0f}, peer {min(quix):,.0f}-{max(quix):,.0f}; load {os.getloadavg()[0]:.1f}"
-    return [Row("intake_vs_quix", statistics.median(ours), statistics.median(quix), "events/s", runs, "Quix Streams 3.28.0", note=note)]
+        for count in COUNTS:
+            ours: list[float] = []
+            theirs: list[float] = []
+            for _ in range(runs):
+                with topics_of(work, ready.kafka.bootstrap, count) as settings:
+                    theirs.append(peer_of(command, settings, count))
+                    ours.append(ours_of(settings, count))
+            spread = f"ours {min(ours):,.0f}-{max(ours):,.0f}, peer {min(theirs):,.0f}-{max(theirs):,.0f}"
+            note = f"{count:,} events; {spread}; load {os.getloadavg()[0]:.1f}"
+            full = name if count == COUNTS[0] else f"{name}_{count / 1e6:.1f}m"
+            made.append(Row(full, statistics.median(ours), statistics.median(theirs), "events/s", runs, against, note=note))
+    return made
+
+
+@benchmark("intake_vs_quix")
+def intake_vs_quix(home: Path, runs: int) -> list[Row]:
+    """With its defaults: a checkpoint every 5 s, and one when it stops."""
+    return beside("intake_vs_quix", QUIX, [quix_python(home), str(PEERS / "quix_intake.py")], home, runs)
+
+
+@benchmark("intake_vs_kafka_streams")
+def intake_vs_kafka_streams(home: Path, runs: int) -> list[Row]:
+    """With its defaults: a commit every 30 s, and one when it closes; the state's cache on."""
+    return beside("intake_vs_kafka_streams", "Kafka Streams 4.3.1", streams_command(home.absolute()), home, runs)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mailtide.settings import problems_and_settings
+from mailtide.settings import places, problems_and_settings
 from models.passes import Pass
 from models.phrasebook.book import Book
 from models.phrasebook.check import problems
@@ -27,11 +28,14 @@ def configuration(file: Path | None) -> list[str]:
 
 def triggers(settings: Settings, file: Path | None) -> list[str]:
     """One line for each trigger that can't work: an unknown condition name, no words in the phrase book, a name used twice."""
-    place = str(file or "mailtide.toml")
+    source = file or Path(os.environ.get("MAILTIDE_CONFIG", "mailtide.toml"))
+    at = places(source.read_text()) if source.exists() else {}
     lines: list[str] = []
     names: set[str] = set()
     book = Book.load()
-    for trigger in settings.trigger:
+    for position, trigger in enumerate(settings.trigger):
+        line = at.get(f"trigger[{position}]")
+        place = f"{source}:{line}" if line else str(source)
         if trigger.name in names:
             lines.append(f"{place}: trigger {trigger.name!r} stands twice; give one another name")
         names.add(trigger.name)

@@ -157,7 +157,7 @@ def config_check(file: Annotated[Path | None, typer.Argument()] = None) -> None:
     found = configuration(file)
     for line in found:
         typer.echo(line)
-    err.print(f"{len(found)} mistakes" if found else "no mistakes")
+    err.print(f"{len(found)} mistake{'s' * (len(found) > 1)}" if found else "no mistakes")
     raise typer.Exit(1 if found else 0)
 
 

@@ -8,6 +8,7 @@ stands), then environment. Names follow from the types in ``schemas.config``:
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -62,11 +63,11 @@ def problems_and_settings(path: Path | None = None, environment: Mapping[str, st
     values: dict[str, Any] = {}
     if path is not None or "MAILTIDE_CONFIG" in variables or file.exists():
         values, text = _read(file, problems)
-        problems += _unknown(values, Settings, "", file, text)
-        _convert(values, str(file), problems)
+        problems += _mistakes(values, Settings, "", file, places(text))
+        _convert(values)
     if "trigger" not in values:
         defaults = tomllib.loads(DEFAULTS.read_text())
-        _convert(defaults, str(DEFAULTS), problems)
+        _convert(defaults)
         values["trigger"] = defaults["trigger"]
     _overlay(values, variables, problems)
     if problems:
@@ -82,14 +83,14 @@ def _read(file: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
         text = file.read_text()
         return tomllib.loads(text), text
     except OSError as error:
-        problems.append(f"{file}: can't be read ({error.strerror}); mend MAILTIDE_CONFIG")
+        problems.append(f"{file}: can't be read ({error.strerror}); name another file, or take MAILTIDE_CONFIG away")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         problems.append(f"{file}: not TOML: {error}")
     return {}, ""
 
 
 def _fields(section: type[Section]) -> dict[str, Any]:
-    return get_type_hints(section)
+    return get_type_hints(section, include_extras=True)
 
 
 def _section(hint: Any) -> type[Section] | None:
@@ -100,62 +101,81 @@ def _section(hint: Any) -> type[Section] | None:
     return None
 
 
-def _unknown(values: Mapping[str, Any], section: type[Section], where: str, file: Path, text: str) -> list[str]:
-    """A line for each key that no setting has, and for each single value that can't be one."""
+def _mistakes(values: Mapping[str, Any], section: type[Section], where: str, file: Path, lines: Mapping[str, int]) -> list[str]:
+    """A line for each key that no setting has or that is missing, and for each single value that can't be one.
+
+    ``where`` is the table's place: "", "kafka", "trigger[0]".
+    """
     known = _fields(section)
     found: list[str] = []
     for key, value in values.items():
         name = f"{where}.{key}" if where else key
+        place = f"{file}:{lines.get(name, lines.get(where, 1))}"
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             mend = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-            found.append(f"{file}:{_line(text, key)}: unknown key {name!r}; {mend}")
+            found.append(f"{place}: unknown key {name!r}; {mend}")
             continue
         inner = _section(known[key])
         if inner is None:
-            found += _wrong(value, known[key], key, f"{file}:{_line(text, key)}: {name}")
-        elif isinstance(value, dict):
-            found += _unknown(value, inner, name, file, text)
-        elif isinstance(value, list):
+            found += _wrong(value, known[key], key, f"{place}: {name}")
+        elif isinstance(value, dict) and inner is not Trigger:
+            found += _mistakes(value, inner, name, file, lines)
+        elif isinstance(value, list) and inner is Trigger:
             for position, item in enumerate(value):
                 if isinstance(item, dict):
-                    found += _unknown(item, inner, f"{name}[{item.get('name', position)}]", file, text)
+                    found += _mistakes(item, inner, f"{name}[{position}]", file, lines)
         else:
-            found.append(f"{file}:{_line(text, key)}: {name} must be a table")
-    return found
+            found.append(f"{place}: {name} must be a table; write [{name}] or, for triggers, [[{name}]]")
+    missing = [field.name for field in msgspec.structs.fields(section) if field.required and field.name not in values]
+    return found + [f"{file}:{lines.get(where, 1)}: {where} has no {key!r}; give it one" for key in missing]
 
 
 def _wrong(value: Any, hint: Any, key: str, where: str) -> list[str]:
-    if key in DURATIONS and isinstance(value, str):
-        return []
     try:
-        msgspec.convert(value, hint, strict=False)
-    except msgspec.ValidationError as error:
+        if key in DURATIONS and isinstance(value, str):
+            duration(value)
+        else:
+            msgspec.convert(value, hint, strict=False)
+    except ValueError as error:  # msgspec.ValidationError is one
         return [f"{where} = {value!r}: {error}"]
     return []
 
 
-def _line(text: str, key: str) -> int:
+def places(text: str) -> dict[str, int]:
+    r"""The line, from 1, of each table and key of a TOML text, by its name: "kafka", "kafka.port", "trigger[1].wait".
+
+    >>> places("[kafka]\nport = 1\n[[trigger]]\n[[trigger]]\nwait = 2")["trigger[1].wait"]
+    5
+    """
+    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    where = ""
     for number, line in enumerate(text.splitlines(), 1):
-        if re.match(rf"\s*\[*\s*(\w+\.)*{re.escape(key)}\b", line):
-            return number
-    return 1
+        if header := re.match(r"\s*(\[\[?)\s*([\w.-]+)\s*\]", line):
+            where = header[2]
+            if header[1] == "[[":
+                counts[where] = counts.get(where, -1) + 1
+                found.setdefault(where, number)
+                where = f"{where}[{counts[where]}]"
+            found.setdefault(where, number)
+        elif key := re.match(r"\s*([\w.-]+)\s*=", line):
+            found.setdefault(f"{where}.{key[1]}" if where else key[1], number)
+    return found
 
 
-def _convert(values: dict[str, Any], file: str, problems: list[str]) -> None:
-    """Durations in words become seconds, in place."""
-    for key, value in list(values.items()):
+def _convert(values: dict[str, Any]) -> None:
+    """Durations in words become seconds, in place; one that can't is left for ``_mistakes`` to name."""
+    for key, value in values.items():
         if isinstance(value, dict):
-            _convert(value, file, problems)
+            _convert(value)
         elif isinstance(value, list):
             for item in value:
                 if isinstance(item, dict):
-                    _convert(item, file, problems)
+                    _convert(item)
         elif key in DURATIONS and isinstance(value, str):
-            try:
+            with contextlib.suppress(ValueError):
                 values[key] = duration(value)
-            except ValueError as error:
-                problems.append(f"{file}: {key}: {error}")
 
 
 def duration(text: str) -> float:
@@ -185,12 +205,7 @@ def _overlay(values: dict[str, Any], variables: Mapping[str, str], problems: lis
         hint = _fields(Settings)[section] if section else Settings
         wrong = _wrong(text, _fields(hint)[key], key, f"{variable} in the environment")
         problems += wrong
-        value: Any = text
-        if key in DURATIONS and not wrong:
-            try:
-                value = duration(text)
-            except ValueError as error:
-                problems.append(f"{variable}: {error}")
+        value: Any = duration(text) if key in DURATIONS and not wrong else text
         (values.setdefault(section, {}) if section else values)[key] = value
 
 

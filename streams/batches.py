@@ -100,6 +100,7 @@ class BatchApp:
         self.joined, self.pauses = False, 0
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._faust: _App | None = None
+        self._measuring: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
         """Join the group; returns when the app runs, which may be before partitions are assigned."""
@@ -116,7 +117,8 @@ class BatchApp:
         if app is None:
             return
         WORK.pop(self.group, None)
-        self._measuring.cancel()
+        if self._measuring is not None:  # None where start() failed: no Kafka answered
+            self._measuring.cancel()
         app.flow_control.suspend()
         if app._consumer is not None:
             app._consumer.stop_flow()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from importlib.metadata import version
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import faust
 import pytest
@@ -16,6 +17,9 @@ from faust.transport import conductor, consumer
 from faust.transport.drivers import aiokafka as driver
 from faust.types import ConsumerMessage
 from mode import Service
+
+from schemas.config import KafkaSettings
+from streams import batches
 
 
 def test_the_versions_are_those_it_was_written_for() -> None:
@@ -85,3 +89,12 @@ def test_a_message_takes_what_we_give_it() -> None:
 
 def _annotations(owner: type) -> set[str]:
     return {name for kind in owner.__mro__ for name in getattr(kind, "__annotations__", {})}
+
+
+async def test_an_app_that_never_started_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no Kafka answers, the one line that says so is all that is said: no AttributeError from the clean-up after it."""
+    monkeypatch.setattr(batches, "_app", lambda _: Mock(_consumer=None, start=AsyncMock(side_effect=ConnectionError), stop=AsyncMock()))
+    app = batches.BatchApp("group", KafkaSettings(), ["topic"], AsyncMock())
+    with pytest.raises(ConnectionError):
+        await app.start()
+    await app.stop()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mailtide.checking import configuration
 from mailtide.settings import duration, load, problems_and_settings
 from schemas.config import Settings
 from schemas.errors import SettingsError
@@ -33,7 +34,7 @@ def test_every_mistake_is_named_with_its_line(tmp_path: Path) -> None:
     text = "\n".join(problems)
     assert ":2: unknown key 'kafka.botstrap'; did you mean 'bootstrap'?" in text
     assert ":3: kafka.heap_mb" in text
-    assert "trigger[x].waits" in text
+    assert ":8: unknown key 'trigger[0].waits'; did you mean 'wait'?" in text
     assert "MAILTIDE_SENDNG_CAP: no such setting" in text
 
 
@@ -51,3 +52,23 @@ def test_a_missing_file_is_one_line() -> None:
 def test_defaults_stand_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert isinstance(load({}), Settings)
+
+
+def test_each_trigger_mistake_has_its_own_line(tmp_path: Path) -> None:
+    """The same key in several tables, a duration, a bound and a missing key: none hides another."""
+    file = tmp_path / "mailtide.toml"
+    file.write_text(
+        '[kafka]\nport = 0\n[smtp]\nport = "x"\n\n[[trigger]]\nname = "a"\non = "identify"\nwait = "1 day"\n\n'
+        '[[trigger]]\nname = "b"\nwait = "1 fortnight"\npriority = 99\n'
+    )
+    problems = problems_and_settings(file, {})
+    assert isinstance(problems, list)
+    starts = [":4: smtp.port = 'x'", ":13: trigger[1].wait = '1 fortnight'", ":14: trigger[1].priority = 99", ":11: trigger[1] has no 'on'"]
+    assert len(problems) == len(starts)
+    assert all(problem.startswith(f"{file}{start}") for problem, start in zip(problems, starts, strict=True)), problems
+
+
+def test_config_check_names_the_line_of_a_condition(tmp_path: Path) -> None:
+    file = tmp_path / "mailtide.toml"
+    file.write_text('[[trigger]]\nname = "welcome"\non = "page"\n\n[[trigger]]\nname = "coupon"\non = "rhythm"\ncondition = "foo > 1"\n')
+    assert next(line for line in configuration(file) if "'foo' is not known" in line).startswith(f"{file}:5: ")

@@ -19,7 +19,7 @@ from schemas.mail import Delivery, Intent, iso
 from schemas.topics import DELIVERIES, EVENTS, INTENTS
 
 BURST = int(os.environ.get("BENCH_BURST", "100000"))
-RATE, SECONDS = 500, 40  # events a second, and for how long
+RATE, SECONDS = 500, 20  # events a second, and for how long
 ORDERS = 25  # one event in so many is an order, which fires a mail
 MAILS = 2000
 TRIGGER = """\

@@ -61,11 +61,12 @@ def _one_by_one(ours: Ours) -> float:
 @benchmark("release_swap")
 def release_swap(home: Path, runs: int) -> list[Row]:
     """From the record to the first mail that gets the new adapter, while sixteen rows write; every request must be answered."""
-    ours, book = Ours(material(home)), Book.load()
+    folder = material(home)
+    ours, book = Ours(folder), Book.load()
     engine = Engine(ours.model, ROWS)
     with tempfile.TemporaryDirectory(dir=home) as fresh:
         releases = Releases(Settings(home=fresh), ours.model.shape, ours.model.base_sha256, RANK)
-        records = [_record(home, ours, n) for n in range(SWAPS)]
+        records = [_record(folder, ours, n) for n in range(SWAPS)]
         with _writing(engine, book, releases) as told:
             _until(lambda: told["written"] > ROWS)
             took = []
@@ -84,8 +85,8 @@ def release_swap(home: Path, runs: int) -> list[Row]:
     return [Row("release_swap", statistics.median(took), SWAP_LIMIT, "ms", SWAPS, "the limit", "lower", note)]
 
 
-def _record(home: Path, ours: Ours, number: int) -> bytes:
-    file = home / "writer" / f"adapter-{number % ADAPTERS}.safetensors"
+def _record(folder: Path, ours: Ours, number: int) -> bytes:
+    file = folder / f"adapter-{number % ADAPTERS}.safetensors"
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return msgspec.json.encode(Release(f"r{number}", "c1", number + 1, str(file.resolve()), digest, ours.model.base_sha256, RANK, ""))
 
@@ -133,13 +134,14 @@ def _until(done: object, within: float = 120.0) -> None:
 @benchmark("adapters_64")
 def adapters_64(home: Path, runs: int) -> list[Row]:
     """Resident memory that 64 clusters' adapters add to a writer."""
-    ours = Ours(material(home))
+    folder = material(home)
+    ours = Ours(folder)
     process = psutil.Process()
     with tempfile.TemporaryDirectory(dir=home) as fresh:
         releases = Releases(Settings(home=fresh), ours.model.shape, ours.model.base_sha256, RANK)
         before = process.memory_info().rss
         for number in range(CLUSTERS):
-            record = msgspec.json.decode(_record(home, ours, number), type=Release)
+            record = msgspec.json.decode(_record(folder, ours, number), type=Release)
             if not releases.apply(msgspec.json.encode(msgspec.structs.replace(record, cluster=f"c{number}"))):
                 raise RuntimeError("a good release was refused")
         grown = (process.memory_info().rss - before) / 2**20

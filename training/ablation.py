@@ -63,10 +63,10 @@ class Bench:
 
     def __init__(self, home: Path, threads: int) -> None:
         path = writer_base.locate()
-        home = home / writer_base.fingerprint(path)[:12]  # arms on another base, or another house adapter, don't mix with these
+        home = home / writer_base.fingerprint(path, house=None)[:12]  # arms on another base don't mix with these
         folder = home / "base"
         if not (folder / "config.json").exists():
-            writer_base.export_hf(writer_base.load(path), folder)
+            writer_base.export_hf(writer_base.load(path, house=None), folder)  # the seed adapter stands in the house adapter's place
         self.model = load_base(folder, threads)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.eos: int = json.loads((folder / "config.json").read_text())["eos_token_id"]

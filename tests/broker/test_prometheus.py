@@ -28,7 +28,7 @@ from streams.kafka import partition_of, producer
 from tests.prometheus import binaries
 from tests.tiny_model import tiny
 
-pytestmark = pytest.mark.broker
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(900)]  # the first run fetches Prometheus
 ROOT = Path(__file__).parents[2]
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy" / "grafana-dashboard.json").read_text())
 CUSTOMERS = 4

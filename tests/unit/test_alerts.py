@@ -18,6 +18,7 @@ from schemas.config import Settings
 from streams.metrics import DECLARED
 from tests.prometheus import binaries
 
+pytestmark = pytest.mark.timeout(900)  # the first run fetches Prometheus
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES: list[dict[str, Any]] = [rule for group in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana-dashboard.json").read_text())

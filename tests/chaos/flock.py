@@ -27,7 +27,7 @@ from mailtide.settings import load
 from mailtide.supervisor import SERVICES, environment
 from models.passes import describe
 from schemas.config import Settings, SmtpSettings
-from schemas.topics import CUSTOMERS, DELIVERIES, EVENTS
+from schemas.topics import CUSTOMERS, DEAD_LETTERS, DELIVERIES, EVENTS
 from streams.kafka import partition_of, producer
 from tests.chaos.story import Told, undisturbed
 from tests.tiny_model import tiny
@@ -195,6 +195,10 @@ class Flock:
     def ended(self) -> int:
         """Intents with an outcome."""
         return len(self.follower.seen.outcomes)
+
+    def dead_letters(self) -> int:
+        """How many there are, tombstones too."""
+        return sum(1 for _ in records(self.settings.kafka, DEAD_LETTERS))
 
     def progress(self, worker: str) -> int:
         return self.applied if worker.startswith("intake") else self.ended

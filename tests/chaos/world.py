@@ -116,14 +116,15 @@ POISON = (
 
 def poison(flock: Flock, story: Told, chance: random.Random) -> None:
     """Rows of what nobody can read, in every partition, between the events and in what comes after them."""
-    buried = flock.follower.seen.dead_letters
+    buried, sown = flock.dead_letters(), 0
     for piece in parts(story, 3):
         for name in ("a", "b", "c", "d"):  # of both partitions
             flock.put((EVENTS, name, value) for value in chance.sample(POISON, len(POISON)))
+            sown += len(POISON)
             flock.put((topic, name, value) for topic in (DRAFTS, VECTORS) for value in (None, b"", b"{", b"[1]", b'{"intent_id":1}'))
         flock.publish(piece)
-    flock.until(lambda: flock.follower.seen.dead_letters >= buried + 12 * len(POISON))
-    assert flock.follower.seen.dead_letters == buried + 12 * len(POISON)
+    flock.until(flock.settled)
+    assert flock.dead_letters() - buried == sown
 
 
 def corrupt_adapters(flock: Flock, story: Told, chance: random.Random) -> None:

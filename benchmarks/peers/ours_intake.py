@@ -1,6 +1,6 @@
 """The intake workload on ``streams.intake``, with a pass that does the peers' work: ``python -m benchmarks.peers.ours_intake …``.
 
-Prints one JSON line: ``seconds`` from the first record to the last commit.
+Prints one JSON line: ``seconds`` from the first record to the last commit, ``rss`` bytes at most.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import struct
 import sys
 import time
+from resource import RUSAGE_SELF, getrusage
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,7 +79,7 @@ def main() -> None:
     bootstrap, prefix, partitions, count, home = sys.argv[1:]
     kafka = KafkaSettings(bootstrap=bootstrap, prefix=prefix, partitions=int(partitions))
     seconds = asyncio.run(measure(msgspec.structs.replace(Settings(), home=home, kafka=kafka), int(count)))
-    sys.__stdout__.write(json.dumps({"seconds": seconds, "events": int(count)}) + "\n")
+    sys.__stdout__.write(json.dumps({"seconds": seconds, "events": int(count), "rss": 1024 * getrusage(RUSAGE_SELF).ru_maxrss}) + "\n")
 
 
 if __name__ == "__main__":

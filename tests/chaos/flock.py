@@ -128,6 +128,12 @@ class Flock:
         self.signal(worker, signal.SIGKILL)
         self.processes.pop(worker).wait()
 
+    def end(self, worker: str) -> None:
+        """Signal 9, where it hasn't ended by itself."""
+        process = self.processes.pop(worker)
+        process.kill()
+        process.wait()
+
     def leave(self, worker: str) -> None:
         """A worker drains and goes, within the promised time."""
         code = stop(self.processes.pop(worker), 60.0)

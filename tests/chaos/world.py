@@ -79,6 +79,8 @@ def disk_full(flock: Flock, story: Told, _chance: random.Random) -> None:
         flock.publish(piece)
         flock.until(lambda: flock.settled() or log.read_text().count(full) > said)
     flock.until(lambda: log.read_text().count(full) > said)
+    flock.end("intake")
+    flock.start("intake")
 
 
 def clock_back(flock: Flock, story: Told, _chance: random.Random) -> None:

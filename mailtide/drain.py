@@ -1,4 +1,4 @@
-"""The last resort of a drain: what has not ended in time after SIGTERM is cut off. Kills are survived; a supervisor's patience is not."""
+"""The last resort: what has not ended soon after SIGTERM or a failure is cut off. Kills are survived; a supervisor's patience is not."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ log = structlog.get_logger()
 
 
 @contextmanager
-def deadline(halt: threading.Event, service: str, seconds: float = SECONDS) -> Iterator[None]:
-    """Ends the process with 0 if the block is still running ``seconds`` after ``halt`` was set."""
+def deadline(halt: threading.Event, service: str, seconds: float = SECONDS, code: int = 0) -> Iterator[None]:
+    """Ends the process with ``code`` if the block is still running ``seconds`` after ``halt`` was set."""
     done = threading.Event()
 
     def watch() -> None:
@@ -25,7 +25,7 @@ def deadline(halt: threading.Event, service: str, seconds: float = SECONDS) -> I
         if not done.wait(seconds):
             log.warning("drain_cut_short", service=service, seconds=seconds, note="what was not finished is done again after the start")
             sys.stderr.flush()
-            os._exit(0)
+            os._exit(code)
 
     threading.Thread(target=watch, name="drain", daemon=True).start()
     try:

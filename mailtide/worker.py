@@ -10,11 +10,14 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import structlog
+
 from mailtide import broker, drain, health, stuck
 from schemas.config import Settings
 from schemas.errors import SettingsError
 
 STAGES = ("intake", "clusters", "writer", "sender")
+log = structlog.get_logger()
 Serve = Callable[[Settings, asyncio.Event, str], Awaitable[None]]
 
 
@@ -90,8 +93,20 @@ async def _guard(stage: Awaitable[None], halt: asyncio.Event) -> None:
         halt.set()  # one stage down, all down: half a worker would look alive
 
 
+async def _or_say_so(serving: Awaitable[None], failed: threading.Event) -> None:
+    """``asyncio.run`` waits for every task that it cancels, however long one takes: a failed worker must not wait with it."""
+    try:
+        await serving
+    except Exception as error:
+        log.error("worker_failed", error=f"{type(error).__name__}: {error}")
+        failed.set()
+        raise
+
+
 def main(settings: Settings, text: str) -> None:
     """Block until told to stop."""
     chosen = stages(text)
     with broker.running(settings) as ready, identity(Path(ready.home)) as worker_id:
-        asyncio.run(run(ready, chosen, worker_id))
+        failed = threading.Event()
+        with drain.deadline(failed, "worker", code=1):
+            asyncio.run(_or_say_so(run(ready, chosen, worker_id), failed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import time
 from collections import Counter
@@ -152,8 +153,10 @@ async def finish(task: asyncio.Task[None], seconds: float) -> None:
 
 
 async def wait(event: asyncio.Event, seconds: float) -> None:
-    """Until the event is set, but no longer than that."""
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except TimeoutError:
-        return
+    """Until the event is set, but no longer than that.
+
+    Not ``asyncio.wait_for``: before Python 3.12 it swallows a cancellation that comes in the same turn as the event or the timeout.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

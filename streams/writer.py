@@ -35,6 +35,7 @@ from schemas.mail import Choice, Draft, Intent, Origin, decoder, encode, iso, se
 from schemas.release import Snapshot
 from schemas.topics import CLUSTERS, DRAFTS, INTENTS, RELEASES
 from streams.batches import Batch, BatchApp
+from streams.desk import wait
 from streams.follow import follow
 from streams.kafka import producer
 from streams.metrics import STAGES, writing
@@ -157,10 +158,7 @@ class Desk:
             if time.monotonic() - told > STATS_EVERY:
                 told = time.monotonic()
                 await asyncio.to_thread(self.tell)
-            try:
-                await asyncio.wait_for(self.wake.wait(), IDLE)
-            except TimeoutError:
-                continue
+            await wait(self.wake, IDLE)
 
     def tell(self) -> None:
         """Leave the counters where ``mailtide demo`` and the monitor read them."""

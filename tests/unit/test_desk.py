@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import pytest
+
 from schemas.mail import Draft, Facts, Intent, Source
-from streams.desk import Desk, Job
+from streams.desk import Desk, Job, wait
 from streams.ledger import Ledger
 
 
@@ -34,3 +37,15 @@ def test_a_gate_record_that_cannot_be_read_stops_nobody() -> None:
     for value in bad:
         ledger.gate(value)
     assert ledger.standings == {}
+
+
+async def test_a_wait_that_is_cancelled_in_the_event_s_turn_ends() -> None:
+    """A desk that outlives its cancellation keeps a failed worker half alive for ever: nobody starts it afresh."""
+    event = asyncio.Event()
+    task = asyncio.create_task(wait(event, 60.0))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    event.set()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

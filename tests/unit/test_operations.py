@@ -137,6 +137,39 @@ def test_a_drain_that_hangs_is_cut_off_and_says_so() -> None:
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "ended by itself", "")
 
 
+FAILS = """
+import asyncio, contextlib
+from mailtide import broker, drain, logs, worker
+from schemas.config import KafkaSettings, Settings
+logs.configure("info")
+drain.deadline.__wrapped__.__defaults__ = (0.2, 0)
+
+async def deaf():
+    while True:
+        try:
+            await asyncio.sleep(1)
+        except asyncio.CancelledError:
+            pass
+
+async def serve(*_):
+    serve.neighbour = asyncio.create_task(deaf())
+    await asyncio.sleep(0)
+    raise RuntimeError("the stage fell")
+
+broker.running = contextlib.nullcontext
+worker._serve = lambda name: serve
+worker.main(Settings(home={home!r}, kafka=KafkaSettings(bootstrap="127.0.0.1:1")), "sender")
+"""
+
+
+def test_a_worker_that_failed_ends_though_a_task_won_t(tmp_path: Path) -> None:
+    done, _ = run(FAILS.format(home=str(tmp_path)))
+    assert done.returncode == 1
+    events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert {event["event"] for event in events} >= {"worker_failed", "drain_cut_short"}
+    assert any("the stage fell" in event.get("error", "") for event in events)
+
+
 def test_logs_are_json_with_the_records_place_and_nothing_else_of_extra() -> None:
     done, _ = run(
         "import logging, structlog; from mailtide import logs; logs.configure('info')\n"

@@ -6,6 +6,7 @@ disagree; what a killed process did not write is read again from the changelog.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from schemas.config import KafkaSettings
 from schemas.errors import StoreError
 from schemas.topics import CUSTOMERS
 from streams.kafka import reader
+
+log = logging.getLogger(__name__)
 
 CLOCK = b"\xffclock"  # no customer's key: no UTF-8 text has this byte
 _CHANGELOG = b"\xffchangelog"
@@ -103,8 +106,11 @@ class Store:
                 yield key.decode(), value
 
     def close(self) -> None:
-        """Let go of the files."""
-        self._db.close()
+        """Let go of the files. What a full disk keeps from being written stands in the changelog."""
+        try:
+            self._db.close()
+        except Exception as error:
+            log.warning("%s", _error(self.path, error))
 
     def wiped(self) -> Store:
         """The same place, empty."""

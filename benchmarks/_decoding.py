@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -18,7 +19,8 @@ from models.writer import Adapter, Base, Cache, Model, adapters, export_hf, fing
 from models.writer.base import LINEARS
 from models.writer.graph import GROUPS, wide
 
-PROMPT, NEW, RANK, ADAPTERS = 120, 40, 8, 32
+PROMPT, RANK, ADAPTERS = 120, 8, 32
+NEW = int(os.environ.get("BENCH_NEW_TOKENS", "40"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,9 +67,10 @@ def rows_of(name: str, against: str, found: dict[int, list[tuple[Speed, Speed]]]
         for part in ("decode", "whole") if rows == MAIN else ("decode",):
             ours, theirs = ([getattr(one[side], part) for one in both] for side in (0, 1))
             ending = "" if rows == MAIN else f"_{rows}"
-            spread = f"batch {rows}; ours {min(ours):.0f}-{max(ours):.0f}, peer {min(theirs):.0f}-{max(theirs):.0f}; {note}"
+            spread = f"ours {min(ours):.0f}-{max(ours):.0f}, peer {min(theirs):.0f}-{max(theirs):.0f}"
+            said = f"batch {rows}, {PROMPT} + {NEW} tokens; {spread}; {note}"
             full = f"{name}{ending}{'_with_prompts' if part == 'whole' else ''}"
-            made.append(Row(full, statistics.median(ours), statistics.median(theirs), "tokens/s", len(both), against, note=spread))
+            made.append(Row(full, statistics.median(ours), statistics.median(theirs), "tokens/s", len(both), against, note=said))
     return made
 
 
@@ -103,5 +104,5 @@ def writer_vs_llama_cpp(home: Path, runs: int) -> list[Row]:
     model, ours, threads = quantized(home.absolute(), tools), Ours(folder), os.cpu_count() or 1
     ours.run(1)
     found = _sizes(ours.run, lambda rows: measured(tools, model, [rows], threads)[rows], runs)
-    note = f"ours int8 with an adapter a row, peer without; {PROMPT} + {NEW} tokens; {_load()}"
+    note = f"ours int8 with an adapter a row, peer without; {_load()}"
     return rows_of("writer_vs_llama_cpp", f"llama.cpp Q8_0, {VERSION.split('.')[0]}", found, note)

@@ -136,9 +136,9 @@ A bandit over clauses alone knows nothing of clauses that were never sent; the b
 
 ## What it is not
 
-Mails have the moves {moves} only, the four triggers learned are the commonest, the contexts are one for all customers, \
+Mails have the moves {moves} only, the triggers learned are three, the contexts are one for all customers, \
 layers below {first} are frozen, and the readers' tastes are of three parts that the phrase book can serve. \
 The refit is `training/policy.py`'s, whose loss stands on the branches where the model chooses; \
-the training service fits whole texts (`training/fit.py`), slower for the same end. \
+the training service fits whole texts (`training/fit.py`), which this page says nothing of. \
 It shows that the loop learns what there is to learn, not what real customers like.
 """

@@ -82,6 +82,31 @@ def test_the_schedule_gives_each_customers_last_timer(changes: list[tuple[str, f
     assert len(schedule) == sum(now < at < math.inf for at in model.values())
 
 
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 100) | st.just(math.inf), st.floats(0, 100) | st.none()), max_size=60))
+def test_the_schedule_equals_a_list_whatever_comes_between(steps: list[tuple[str, float, float | None]]) -> None:
+    schedule, model = Schedule(), dict[str, float]()
+    for customer, at, now in steps:
+        schedule.set(customer, at)
+        model[customer] = at
+        assert schedule.next() == min(model.values())
+        if now is not None:
+            due = schedule.due(now, 10)
+            assert due == sorted((c for c, at in model.items() if at <= now), key=lambda c: (model[c], c))
+            for name in due:
+                del model[name]
+            model = model or {"z": math.inf}
+    assert len(schedule) == sum(at < math.inf for at in model.values())
+
+
+def test_a_timer_that_is_put_off_at_each_event_takes_no_room() -> None:
+    schedule = Schedule()
+    for n in range(10_000):
+        schedule.set(f"c{n % 10}", float(n))
+    assert len(schedule._heap) == 10
+    assert schedule.due(9_994, 99) == [f"c{n}" for n in range(5)]
+
+
 def test_the_schedule_takes_no_more_than_asked() -> None:
     schedule = Schedule()
     for n in range(5):

@@ -35,8 +35,8 @@ from safetensors.torch import save
 from torch.nn import functional as F
 
 from models.phrasebook.book import GOODS, Book, Clause
+from models.phrasebook.choice import worth
 from models.prompt import render
-from models.slots import ALWAYS
 from models.writer.automaton import Guided, Node, Words
 from models.writer.base import HOUSE, Base, export_hf, fingerprint, load, locate
 from training.fit import LINEARS, load_base
@@ -44,7 +44,6 @@ from training.loss import bf16_pays
 from training.scenes import UNSEEN, Scene, scenes
 
 TEMPERATURE = 0.8  # the writer's own: what is learned is the policy that it will follow
-GOODS_WORTH, SITUATION_WORTH, FACT_WORTH, ABOUT_WORTH, TONE_WORTH = 2.5, 2.0, 1.2, 0.8, 0.4  # nats
 STRAYING = 0.2  # share of clauses drawn uniformly while the walk is taught, so that it knows more than its own paths
 SPOKEN = 24  # places of each mail at which the whole vocabulary is asked for the next token
 SPOKEN_WEIGHT = 0.3
@@ -77,27 +76,17 @@ class Lesson:
     wanted: list[NDArray[np.float64]]
 
 
-def worth(clause: Clause, said: Sequence[Clause]) -> float:
-    """The teacher's opinion, in nats above a clause that anybody could get."""
-    named = {slot for c in said for slot in c.slots} | ALWAYS
-    total = GOODS_WORTH * bool(clause.goods) + SITUATION_WORTH * bool(clause.situation) + TONE_WORTH * (len(clause.tones) == 1)
-    total += FACT_WORTH * bool(clause.slots - named)
-    if clause.move == "subject":  # a subject should say what the mail is about
-        total += ABOUT_WORTH * bool(clause.slots or clause.goods or clause.situation)
-    return total
-
-
 class Taught(Guided):
     """A walk whose clauses the teacher draws; it notes what it would have wanted at each branch."""
 
-    wanted: list[NDArray[np.float64]]
+    straying = STRAYING
 
     def _draw(self) -> Clause | None:
         worths = np.array([worth(c, list(self.said.values())) for c in self._clauses])
         p = np.exp(worths - worths.max())
         p /= p.sum()
         self._mass = masses(self._node, p)
-        p = (1 - STRAYING) * p + STRAYING / len(p)
+        p = (1 - self.straying) * p + self.straying / len(p)
         return self._clauses[int(self._random.choice(len(p), p=p))]
 
     def targets(self) -> NDArray[np.float64]:

@@ -52,6 +52,19 @@ def by_chance(words: object, book: Book, scene: Scene, seed: int) -> Written:
     return walk.written()
 
 
+def by_teacher(words: object, book: Book, scene: Scene, seed: int) -> Written:
+    """What the house adapter is taught to choose (``training.house``), from its teacher."""
+    from training.house import Taught  # needs torch
+
+    p = scene.prompt
+    walk = Taught(words, book, p.trigger, p.tone, p.slots, p.goods, p.situation, seed=seed, explore=0.0)  # type: ignore[arg-type]
+    walk.straying = 0.0
+    walk.start()
+    while not walk.finished:
+        walk.take(walk.wants, np.zeros(len(walk.wants), np.float32))
+    return walk.written()
+
+
 def filled(scene: Scene, text: str) -> str:
     """The mail as its reader sees it."""
     return fill(text, {name: EXAMPLES[name] for name in ALWAYS} | scene.facts)
@@ -77,14 +90,23 @@ def heading(number: int, scene: Scene) -> str:
     )
 
 
-def mails(book: Book, model: Model, n: int, seed: int) -> None:
+def mails(book: Book, model: Model, n: int, seed: int, by: str) -> None:
     """Print ``n`` guided mails over unseen goods."""
     chosen = list(itertools.islice(scenes(book, seed, UNSEEN), n))
+    if by != "model":
+        walk = by_teacher if by == "teacher" else by_chance
+        show(chosen, [walk(model.words, book, scene, number) for number, scene in enumerate(chosen)])
+        return
     engine = Engine(model, rows=8)
     try:
         made = by_model(engine, [(s, lambda s=s, i=i: guided(model.words, book, s, i)) for i, s in enumerate(chosen)])  # type: ignore[misc]
     finally:
         engine.close()
+    show(chosen, made)
+
+
+def show(chosen: Sequence[Scene], made: Sequence[Written]) -> None:
+    """Each mail under its heading."""
     for number, (scene, written) in enumerate(zip(chosen, made, strict=True), 1):
         print(f"{heading(number, scene)}\n{filled(scene, written.text)}\n")
 
@@ -147,6 +169,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--key", type=Path, default=Path("key.json"))
     parser.add_argument("--chosen", default="", help="for tally: A, B or = for each pair, in order")
+    parser.add_argument("--by", choices=("model", "teacher", "chance"), default="model")
     parser.add_argument("--best-of", type=int, default=8)
     parser.add_argument("--base", default="", help="base model; empty: the default")
     parser.add_argument("--house", type=Path, default=HOUSE, help="house adapter to merge")
@@ -159,7 +182,7 @@ def main() -> None:
     house = None if given.base else given.house
     book, model = Book.load(), Model(prepare(locate(given.base), given.home / "writer", "int8", house=house), given.threads)
     if given.what == "mails":
-        mails(book, model, given.n, given.seed)
+        mails(book, model, given.n, given.seed, given.by)
     elif given.what == "pairs":
         pairs(book, model, given.n, given.seed, given.key)
     else:

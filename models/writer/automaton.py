@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from models.phrasebook.book import Book, Clause
-from models.phrasebook.choice import unsaid
+from models.phrasebook.choice import unsaid, worth
 from models.slots import ALWAYS, PARAGRAPH, SLOTS
 from schemas.mail import Choice
 
@@ -70,9 +70,13 @@ class Words:
         self.tokenizer, self.eos = tokenizer, eos
         self.encode = lru_cache(maxsize=20_000)(self._encode)
         self.trie = lru_cache(maxsize=4_000)(self._trie)
+        self.leaning = lru_cache(maxsize=4_000)(self._leaning)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _leaning(self, segments: tuple[str, ...], scores: tuple[float, ...]) -> dict[tuple[int, ...], float]:
+        return lean(self.trie(segments), scores)
 
     def _trie(self, segments: tuple[str, ...]) -> Node:
         root = Node()
@@ -117,8 +121,9 @@ class Guided:
     """A walk along the phrase book: at each move the model says which clause, and the draft remembers with what probability.
 
     With probability ``explore`` a move's clause is drawn uniformly; the logged
-    propensity is that of the mixture. ``odds`` (nats by clause id) lean the
-    choice towards clauses that feedback spoke for. A clause that says again
+    propensity is that of the mixture. The choice leans, in nats, towards
+    clauses made for this very case (``worth``) and those that feedback spoke
+    for (``odds``, by clause id). A clause that says again
     what was said (``models.phrasebook.choice``) isn't admissible unless nothing
     else is.
     """
@@ -179,7 +184,9 @@ class Guided:
         self._p = 1.0  # of the path, under the model alone
         pick = self._draw()
         self._drawn = None if pick is None else self.words.encode(before + pick.text)
-        self._leaning = lean(self._node, [self._odds.get(c.id, 0.0) for c in self._clauses]) if self._odds else {}
+        said = list(self.said.values())
+        scores = tuple(self._odds.get(c.id, 0.0) + worth(c, said) for c in self._clauses)
+        self._leaning = self.words.leaning(tuple(before + c.text for c in self._clauses), scores) if any(scores) else {}
         return self._run()
 
     def _draw(self) -> Clause | None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from models.phrasebook.book import EXCLUSIVE, GOODS, Book, Clause
+from models.phrasebook.choice import worth
 from models.slots import ALWAYS
 from models.writer.automaton import Words
 from models.writer.base import fingerprint, load
@@ -46,8 +47,8 @@ def test_scenes_are_likely_and_the_same_for_a_seed() -> None:
 def test_a_clause_for_the_case_is_worth_more_and_a_fact_only_once() -> None:
     plain, coffee = Clause("a", "body", "Hello"), Clause("b", "body", "Coffee", goods=("coffee_tea",))
     named = Clause("c", "reason", "{product_1}", slots=frozenset({"product_1"}))
-    assert house.worth(coffee, []) > house.worth(named, []) > house.worth(plain, [])
-    assert house.worth(named, [named]) == house.worth(plain, [named])
+    assert worth(coffee, []) > worth(named, []) > worth(plain, [])
+    assert worth(named, [named]) == worth(plain, [named])
 
 
 def test_a_lesson_asks_at_the_branches_with_the_teachers_odds(words: Words) -> None:

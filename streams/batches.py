@@ -38,6 +38,7 @@ from streams.stall import WORK, Work
 POLL = 0.1  # seconds a fetch waits before it looks again which partitions want more
 FETCH_WAIT_MS = 50  # Faust hard-codes 1500, which made the whole 2.5 times slower
 COMMIT_INTERVAL = 0.5  # seconds
+STOP_SECONDS = 15.0  # for Faust to leave its group
 MEASURE = 5.0  # seconds between two looks at what the broker says of us
 log = logging.getLogger(__name__)
 QUIET = ("faust", "mode", "aiokafka", "intervaltree")
@@ -124,7 +125,13 @@ class BatchApp:
             app._consumer.stop_flow()
         lanes = list(self.lanes)
         await self._drain(lanes)
-        await app.stop()
+        # After an outage of the broker Faust was seen to wait for ever here: no consumer thread answered any more.
+        stopping = asyncio.ensure_future(app.stop())
+        await asyncio.wait({stopping}, timeout=STOP_SECONDS)
+        if stopping.done():
+            stopping.result()
+        else:
+            log.error("consumer did not stop", extra={"group": self.group})
         await self._release(lanes)
         self._faust = None
 

@@ -90,19 +90,22 @@ def heading(number: int, scene: Scene) -> str:
     )
 
 
+def compose(book: Book, model: Model, chosen: Sequence[Scene], by: str) -> list[Written]:
+    """A guided mail for each scene, by the model, by the teacher or by chance."""
+    if by != "model":
+        walk = by_teacher if by == "teacher" else by_chance
+        return [walk(model.words, book, scene, number) for number, scene in enumerate(chosen)]
+    engine = Engine(model, rows=8)
+    try:
+        return by_model(engine, [(s, lambda s=s, i=i: guided(model.words, book, s, i)) for i, s in enumerate(chosen)])  # type: ignore[misc]
+    finally:
+        engine.close()
+
+
 def mails(book: Book, model: Model, n: int, seed: int, by: str) -> None:
     """Print ``n`` guided mails over unseen goods."""
     chosen = list(itertools.islice(scenes(book, seed, UNSEEN), n))
-    if by != "model":
-        walk = by_teacher if by == "teacher" else by_chance
-        show(chosen, [walk(model.words, book, scene, number) for number, scene in enumerate(chosen)])
-        return
-    engine = Engine(model, rows=8)
-    try:
-        made = by_model(engine, [(s, lambda s=s, i=i: guided(model.words, book, s, i)) for i, s in enumerate(chosen)])  # type: ignore[misc]
-    finally:
-        engine.close()
-    show(chosen, made)
+    show(chosen, compose(book, model, chosen, by))
 
 
 def show(chosen: Sequence[Scene], made: Sequence[Written]) -> None:
@@ -111,14 +114,10 @@ def show(chosen: Sequence[Scene], made: Sequence[Written]) -> None:
         print(f"{heading(number, scene)}\n{filled(scene, written.text)}\n")
 
 
-def pairs(book: Book, model: Model, n: int, seed: int, key: Path) -> None:
-    """Print ``n`` pairs in an order that only the key file tells."""
+def pairs(book: Book, model: Model, n: int, seed: int, key: Path, by: str) -> None:
+    """Print ``n`` pairs of ``by`` and chance, in an order that only the key file tells."""
     chosen = list(itertools.islice(scenes(book, seed, UNSEEN), n))
-    engine = Engine(model, rows=8)
-    try:
-        written = by_model(engine, [(s, lambda s=s, i=i: guided(model.words, book, s, i)) for i, s in enumerate(chosen)])  # type: ignore[misc]
-    finally:
-        engine.close()
+    written = compose(book, model, chosen, by)
     order = random.SystemRandom()
     entries = []
     for number, (scene, ours) in enumerate(zip(chosen, written, strict=True), 1):
@@ -184,7 +183,7 @@ def main() -> None:
     if given.what == "mails":
         mails(book, model, given.n, given.seed, given.by)
     elif given.what == "pairs":
-        pairs(book, model, given.n, given.seed, given.key)
+        pairs(book, model, given.n, given.seed, given.key, given.by)
     else:
         free(book, model, given.n, given.seed, given.best_of)
 

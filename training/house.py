@@ -194,7 +194,7 @@ def teach(
             for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):  # half at a time: half the memory
                 chosen, said = loss(body, output, half, spoken)
                 part = (chosen + SPOKEN_WEIGHT * said) * len(half) / len(batch)
-                part.backward()  # type: ignore[no-untyped-call]
+                part.backward()
                 total += part.item()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()

@@ -14,6 +14,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +25,17 @@ from models.phrasebook.choice import unsaid
 from models.prompt import render
 from models.slots import ALWAYS, EXAMPLES, fill
 from models.writer import Engine, Free, Guided, Model, Request, Walk, Written, locate, prepare
+from models.writer.automaton import Words
 from models.writer.base import HOUSE
 from training.scenes import UNSEEN, Scene, scenes
 
 TEMPERATURE = 0.8
 
 
-def guided(words: object, book: Book, scene: Scene, seed: int, explore: float = 0.0) -> Guided:
+def guided(words: Words, book: Book, scene: Scene, seed: int, explore: float = 0.0) -> Guided:
     """A walk for the scene; ``explore`` 1 draws every clause uniformly."""
     p = scene.prompt
-    return Guided(words, book, p.trigger, p.tone, p.slots, p.goods, p.situation, seed=seed, temperature=TEMPERATURE, explore=explore)  # type: ignore[arg-type]
+    return Guided(words, book, p.trigger, p.tone, p.slots, p.goods, p.situation, seed=seed, temperature=TEMPERATURE, explore=explore)
 
 
 def by_model(engine: Engine, asked: Sequence[tuple[Scene, Callable[[], Walk]]]) -> list[Written]:
@@ -43,7 +45,7 @@ def by_model(engine: Engine, asked: Sequence[tuple[Scene, Callable[[], Walk]]]) 
     return [future.result() for future in futures]
 
 
-def by_chance(words: object, book: Book, scene: Scene, seed: int) -> Written:
+def by_chance(words: Words, book: Book, scene: Scene, seed: int) -> Written:
     """The same book under a uniform choice among the clauses that fit; no model is asked."""
     walk = guided(words, book, scene, seed, explore=1.0)
     walk.start()
@@ -52,12 +54,12 @@ def by_chance(words: object, book: Book, scene: Scene, seed: int) -> Written:
     return walk.written()
 
 
-def by_teacher(words: object, book: Book, scene: Scene, seed: int) -> Written:
+def by_teacher(words: Words, book: Book, scene: Scene, seed: int) -> Written:
     """What the house adapter is taught to choose (``training.house``), from its teacher."""
     from training.house import Taught  # needs torch
 
     p = scene.prompt
-    walk = Taught(words, book, p.trigger, p.tone, p.slots, p.goods, p.situation, seed=seed, explore=0.0)  # type: ignore[arg-type]
+    walk = Taught(words, book, p.trigger, p.tone, p.slots, p.goods, p.situation, seed=seed, explore=0.0)
     walk.straying = 0.0
     walk.start()
     while not walk.finished:
@@ -97,7 +99,7 @@ def compose(book: Book, model: Model, chosen: Sequence[Scene], by: str) -> list[
         return [walk(model.words, book, scene, number) for number, scene in enumerate(chosen)]
     engine = Engine(model, rows=8)
     try:
-        return by_model(engine, [(s, lambda s=s, i=i: guided(model.words, book, s, i)) for i, s in enumerate(chosen)])  # type: ignore[misc]
+        return by_model(engine, [(s, partial(guided, model.words, book, s, i)) for i, s in enumerate(chosen)])
     finally:
         engine.close()
 
@@ -150,7 +152,7 @@ def free(book: Book, model: Model, n: int, seed: int, best_of: int) -> None:
     try:
         for number, scene in enumerate(chosen, 1):
             slots = frozenset(scene.prompt.slots) | ALWAYS
-            asked = [(scene, lambda i=i, slots=slots: Free(model.words, slots, seed=i)) for i in range(best_of)]  # type: ignore[misc]
+            asked = [(scene, partial(Free, model.words, slots, seed=i)) for i in range(best_of)]
             judged = [(w, check(w.text, slots, scene.prompt.trigger)) for w in by_model(engine, asked)]
             best, verdicts = max(judged, key=lambda pair: (passes(pair[1]), pair[0].score))
             refused = [f"{rule}: {verdict}" for rule, verdict in verdicts.items() if verdict != "ok"]

@@ -50,6 +50,20 @@ def _settings(clock: str = "") -> Settings:
     return msgspec.structs.replace(found, clock=clock)
 
 
+def _serving(clock: str = "") -> Settings:
+    """Settings with triggers that can work: a mistake is told now, not by a service that dies again and again."""
+    from models.triggers import Rules
+    from models.zones import Quiet
+
+    found = _settings(clock)
+    try:
+        Rules(found.trigger)
+        Quiet(found.sending.quiet_start, found.sending.quiet_end, found.shop.timezone)
+    except SettingsError as error:
+        raise SettingsError(f"{error} (`mailtide config check` names every mistake)") from None
+    return found
+
+
 def _print(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
@@ -63,7 +77,7 @@ def demo(
     """Replay real purchases through every service, and say what came of it."""
     from mailtide.demo import main as run_demo
 
-    summary = run_demo(_settings(), days, customers, err if as_json else Console())
+    summary = run_demo(_serving(), days, customers, err if as_json else Console())
     if as_json:
         _print(summary)
 
@@ -73,7 +87,7 @@ def up(clock: Clock = "") -> None:
     """Every service on this machine, supervised, until Ctrl-C or SIGTERM."""
     from mailtide.up import main as run_up
 
-    run_up(_settings(clock))
+    run_up(_serving(clock))
 
 
 @app.command()
@@ -89,7 +103,7 @@ def worker(
         named(stages)
     except SettingsError as error:
         raise typer.BadParameter(str(error), param_hint="--stages") from error
-    run_worker(_settings(clock), stages)
+    run_worker(_serving(clock), stages)
 
 
 @app.command()
@@ -319,4 +333,9 @@ def main() -> None:
         sys.exit(0)
     except OSError as error:
         sys.stderr.write(f"mailtide: {error.filename or ''}: {error.strerror or error}\n")
+        sys.exit(1)
+    except Exception as error:
+        if not type(error).__module__.startswith(("aiokafka.", "kafka.")):
+            raise  # a mistake of ours, not of the user's
+        sys.stderr.write(f"mailtide: Kafka failed ({' '.join(str(error).split())}): see that it runs, then start again\n")
         sys.exit(1)

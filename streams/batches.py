@@ -31,6 +31,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
 from schemas.config import KafkaSettings
+from schemas.errors import KafkaUnavailable
 from streams.kafka import connection
 from streams.metrics import Value
 from streams.stall import WORK, Work
@@ -148,7 +149,10 @@ class BatchApp:
         if self.failed.done():
             self.failed.result()
         if not stop.is_set() and self._faust is not None:
-            raise RuntimeError(f"the consumer of group {self.group} stopped") from self._faust.crash_reason
+            reason = self._faust.crash_reason
+            raise KafkaUnavailable(
+                f"the consumer of group {self.group} stopped ({reason or 'no reason given'}): see that Kafka runs, then start again"
+            ) from reason
 
     def fail(self, error: BaseException) -> None:
         """Stop for good: what is not done stays uncommitted and is read again after a restart."""
@@ -217,13 +221,14 @@ class BatchApp:
         if self._faust is None or lane is None or lane.draining or self._faust.rebalancing:
             return None
         consumer: Any = self._faust.consumer
-        if lane.waiting or lane.open or consumer.given[lane.tp]:
+        if lane.waiting or lane.open or consumer.given[lane.tp] or consumer.doubt or consumer.seeking:
             return None
         try:
             position: int | None = await asyncio.wait_for(consumer.position(TopicPartition(*lane.tp)), 5.0)
         except (TimeoutError, KafkaError):
             return None
-        return None if lane.waiting or lane.open or consumer.given[lane.tp] else position
+        lost = consumer.doubt or consumer.seeking  # what was dropped is read again: nothing before the position is known to be done
+        return None if lost or lane.waiting or lane.open or consumer.given[lane.tp] else position
 
     # -- between Faust and the lanes ------------------------------------------------------------
 
@@ -339,9 +344,7 @@ class _Lane:
                 self.open.add(batch)
                 self.idle.clear()
                 await self.app.handle(batch)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
+        except Exception as error:
             self.app.fail(error)
 
 
@@ -373,7 +376,7 @@ class _Thread(driver.AIOKafkaConsumerThread):
 class _Consumer(driver.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.given: defaultdict[TP, deque[Batch]] = defaultdict(deque)
-        self.doubt = False
+        self.doubt = self.seeking = False
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> _Thread:
@@ -442,17 +445,20 @@ class _Consumer(driver.Consumer):
         """Between two batches' last offsets there are always gaps; they mean nothing here."""
 
     async def perform_seek(self) -> None:
-        self.doubt = False
+        self.seeking, self.doubt = True, False
         self.given.clear()
         for lane in self.app.batches.lanes.values():
             lane.drop()
-        await super().perform_seek()
-        # seek_to_committed leaves alone what has no commit yet, which would skip what was lost.
-        fresh = [tp for tp in self.assignment() if self._committed_offset[tp] is None]
-        if fresh:
-            await self._thread.seek_to_beginning(*(TopicPartition(*tp) for tp in fresh))
-            for tp in fresh:
-                self._read_offset[tp] = None
+        try:
+            await super().perform_seek()
+            # seek_to_committed leaves alone what has no commit yet, which would skip what was lost.
+            fresh = [tp for tp in self.assignment() if self._committed_offset[tp] is None]
+            if fresh:
+                await self._thread.seek_to_beginning(*(TopicPartition(*tp) for tp in fresh))
+                for tp in fresh:
+                    self._read_offset[tp] = None
+        finally:
+            self.seeking = False
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         app = self.app.batches

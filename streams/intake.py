@@ -131,7 +131,7 @@ class Intake:
                 part.schedule.set(customer, self.next_timer(state))
                 if count % 10_000 == 0:
                     await asyncio.sleep(0)
-        except BaseException:
+        except BaseException:  # a cancelled takeover lets go of the files, too
             await changelog.stop()
             store.close()
             raise
@@ -185,6 +185,7 @@ class _Work:
     def __init__(self, intake: Intake, part: Partition) -> None:
         self.intake, self.part = intake, part
         self.states: dict[str, bytes] = {}
+        self.gate: list[tuple[bytes, bytes]] = []
         self.outbox = Outbox(intake.producer)
 
     def __bool__(self) -> bool:
@@ -239,7 +240,7 @@ class _Work:
             add(topic[INTENTS], part.number, intent.customer.encode(), encode(intent))
         for record in result.gate:
             key = record.intent_id if isinstance(record, Gone) else record.customer
-            add(topic[GATE], part.number, key.encode(), encode(record))
+            self.gate.append((key.encode(), encode(record)))
         for value in result.learning:
             add(topic[VECTORS], 0, None, value)
         for feedback in result.feedback:
@@ -248,7 +249,7 @@ class _Work:
         self.intake.counts.update(result.counts)
 
     async def flush(self, done: Callable[[], None]) -> None:
-        await self.part.flush(self.states, self.outbox, done)
+        await self.part.flush(self.states, self.gate, self.outbox, done)
 
 
 def appended(record: Any) -> float:

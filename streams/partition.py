@@ -1,9 +1,14 @@
 """One partition of intake: its states, timers and flushes. The flush order is the invariant that makes counts exact.
 
-    outputs acknowledged -> the previous flush done -> changelog acknowledged
-    -> states, clock and changelog place in one local write -> batch done
+    the previous flush done -> gate and changelog acknowledged, within a transaction -> outputs acknowledged
+    -> transaction committed -> states, clock and changelog place in one local write -> batch done
 
-Outputs go first: a crash repeats an intent (same id) rather than losing one.
+Outputs go before the commit: a crash repeats an intent (same id) rather than
+losing one. They go after Kafka has taken a record of this owner's transaction:
+whoever slept through losing the partition is refused there, before it can fire
+a timer that an order has ended since, or bring back a consent that was taken.
+Watermarks need no such fence: they say what was committed, and the sender
+takes the highest.
 """
 
 from __future__ import annotations
@@ -60,35 +65,37 @@ class Partition:
         """From now on these are the newest."""
         self._overlay.update(states)
 
-    async def flush(self, states: dict[str, bytes], outbox: Outbox, done: Callable[[], None]) -> None:
-        """Begin a flush of what was computed; returns as soon as the next batch may be computed."""
+    async def flush(self, states: dict[str, bytes], gate: list[tuple[bytes, bytes]], outbox: Outbox, done: Callable[[], None]) -> None:
+        """Begin a flush of what was computed; returns as soon as the next batch may be computed. ``gate``: keys and values, in order."""
         await self._slots.acquire()
         self._flights += 1
-        sent = await outbox.send()
-        self._last = asyncio.ensure_future(self._land(states, self.clock, sent, self._last, done))
+        self._last = asyncio.ensure_future(self._land(states, self.clock, gate, outbox, self._last, done))
 
     async def _land(
         self,
         states: dict[str, bytes],
         clock: Clock,
-        sent: list[asyncio.Future[object]],
+        gate: list[tuple[bytes, bytes]],
+        outbox: Outbox,
         before: asyncio.Task[None] | None,
         done: Callable[[], None],
     ) -> None:
         try:
-            await acknowledged(sent)
             if before is not None:
                 await before
             records: dict[bytes, bytes | None] = {customer.encode(): state for customer, state in states.items()}
             records[CLOCK] = clock.packed()
-            log = Outbox(self._log)
-            for key, value in records.items():
-                log.add(self._changelog, self.number, key, value)
+            told, log = Outbox(self._log), Outbox(self._log)
+            for name, value in gate:
+                told.add(self._gate, self.number, name, value)
+            for name, state in records.items():
+                log.add(self._changelog, self.number, name, state)
             # A transaction not for atomicity, but for its fence: whoever took this partition over has
             # made it impossible to write here, even for a process that slept through losing it.
             await self._log.begin_transaction()
             batches = await log.send()
-            await acknowledged(batches)
+            await acknowledged([*batches, *await told.send()])
+            await acknowledged(await outbox.send())
             await self._log.commit_transaction()
             place = 1 + max(batch.result().offset + count - 1 for batch, count in zip(batches, log.sizes, strict=True))
             self.store.write(records, place)
@@ -97,9 +104,7 @@ class Partition:
                     del self._overlay[customer]
             self.safe = clock
             done()
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
+        except Exception as error:
             self._fail(error)
             raise
         finally:

@@ -11,29 +11,17 @@ import math
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
+from models.passes import Result
 from schemas.config import Settings
 from schemas.events import Event
-from schemas.mail import Facts, Gone, Intent, Source, Standing, intent_id, iso
+from schemas.mail import Facts, Intent, Source, Standing, intent_id, iso
 from streams.intake import Intake, run
 
 DELAY = 3600.0  # seconds from an order to its timer
-
-
-@dataclass
-class Result:
-    states: dict[str, bytes] = field(default_factory=dict)
-    timers: dict[str, float] = field(default_factory=dict)
-    intents: list[Intent] = field(default_factory=list)
-    gate: list[Standing | Gone] = field(default_factory=list)
-    learning: list[bytes] = field(default_factory=list)
-    feedback: list[Any] = field(default_factory=list)
-    identifies: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
 
 
 class CountingPass:

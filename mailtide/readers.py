@@ -98,6 +98,9 @@ class Readers:
         )
         try:
             name = kafka.topic(EXAMPLES)
+            # A topic that was made just now may not be known yet: without its partitions nothing would ever be read.
+            while not consumer.partitions_for_topic(name) and not self._halt.wait(0.1):
+                pass
             consumer.assign([TopicPartition(name, number) for number in consumer.partitions_for_topic(name) or ()])
             while not self._halt.is_set():
                 for batch in consumer.poll(timeout_ms=100).values():

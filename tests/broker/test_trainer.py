@@ -111,13 +111,14 @@ def test_two_trainers_share_the_clusters_and_one_takes_over_what_the_other_leave
         wait(lambda: members() == 2, running)
         for cluster in clusters:
             teach(homes[0], cluster, 24)
-        wait(lambda: {one["cluster"] for home in homes for one in refits(home)} == set(clusters), running)
-        done = [[one["cluster"] for one in refits(home)] for home in homes]
-        assert done[0] and done[1] and len(done[0] + done[1]) == len(clusters), done  # each cluster on one
+        wait(lambda: set(releases.history(homes[0])) == set(clusters), running)
+        # A cluster may change hands while the group settles: both fit it then, and one alone publishes.
+        assert all(len(line) == 1 for line in releases.history(homes[0]).values())
+        assert refits(homes[0]) and refits(homes[1])
         running[0].kill()
         for cluster in clusters:
             teach(homes[0], cluster, 24, start=24)
-        wait(lambda: len(refits(homes[1])) == len(done[1]) + len(clusters), running[1:])
+        wait(lambda: {one["cluster"] for one in refits(homes[1]) if one["examples"] == 48} == set(clusters), running[1:])
     finally:
         for process in running:
             process.kill()

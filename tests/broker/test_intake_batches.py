@@ -90,6 +90,36 @@ async def test_what_is_not_done_is_read_again_after_a_restart(settings: Settings
     assert sorted(second) == list(range(100))
 
 
+async def test_ready_means_recovered_and_full_memory_pauses_fetching(settings: Settings) -> None:
+    await fill(settings, 100)
+    held: list[Batch] = []
+    recovered = asyncio.Event()
+
+    async def recover(topic: str, partition: int) -> None:
+        await recovered.wait()
+
+    async def hold(batch: Batch) -> None:
+        held.append(batch)
+
+    def told(series: str) -> float:
+        return {name: figure for name, _, figure in app.told("intake")}[series]
+
+    app = BatchApp("ready", settings.kafka, [settings.kafka.topic(EVENTS)], hold, on_assigned=recover, buffer=1, grace=1.0)
+    assert not app.ready
+    await app.start()
+    await until(lambda: told("mailtide_stage_partitions") == 2 and app.joined)
+    assert not app.ready
+    recovered.set()
+    await until(lambda: app.ready and len(held) == 2)
+    assert told("mailtide_fetch_paused") == 2
+    for batch in held:
+        batch.done()
+    await until(lambda: told("mailtide_fetch_paused") == 0)
+    assert told("mailtide_fetch_pauses_total") >= 2
+    await app.stop()
+    assert not app.ready
+
+
 async def test_an_error_in_a_handler_reaches_wait(settings: Settings) -> None:
     await fill(settings, 10)
 

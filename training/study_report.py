@@ -57,7 +57,7 @@ def _figure(file: Path, runs: Mapping[str, list[dict[str, Any]]], size: Mapping[
     left.set(title="mails in the cluster's taste", xlabel="mails sent to a cluster", ylim=(0, 1))
     middle.set(title="regret (reward lost, added up)", xlabel="mails sent to a cluster")
     right.set(title="triggers never trained on, in the right tone", xlabel="refits", ylim=(0, 1))
-    left.legend(frameon=False)
+    middle.legend(frameon=False)
     figure.savefig(file, dpi=110)
     plt.close(figure)
 

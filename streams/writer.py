@@ -384,7 +384,10 @@ async def serve(settings: Settings, stop: asyncio.Event, worker_id: str = "w0") 
     caught_up = asyncio.Event()
 
     def apply(topic: str, value: bytes) -> Awaitable[None] | None:
-        return desk.released(value) if topic == RELEASES else desk.followed(topic, value)
+        if topic == RELEASES:
+            return desk.released(value)
+        desk.followed(topic, value)
+        return None
 
     following = asyncio.create_task(follow(settings.kafka, [RELEASES, CLUSTERS], apply, caught_up))
     try:

@@ -15,6 +15,7 @@ from training.plan import FEWEST, split
 from training.refit import Step, open_bench, recipe
 
 NEWEST = 200  # examples that are tried on: the ranking of settings needs no more
+RATES = (1e-4, 5e-3)  # learning rates that are tried
 JUDGED = 24  # held-out ones among them
 
 
@@ -49,7 +50,9 @@ def best_settings(settings: Settings, cluster: str | None, trials: int, steps: i
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=max(2, trials // 2))
     study = optuna.create_study(sampler=sampler, pruner=optuna.pruners.MedianPruner(n_startup_trials=2))
-    study.enqueue_trial({"learning_rate": start.learning_rate, "rank": start.rank, "epsilon": min(start.epsilon, 0.2)})
+    study.enqueue_trial(
+        {"learning_rate": min(max(start.learning_rate, RATES[0]), RATES[1]), "rank": start.rank, "epsilon": min(start.epsilon, 0.2)}
+    )
     study.optimize(objective, n_trials=trials)
     return toml(study, chosen)
 
@@ -59,7 +62,7 @@ def suggested(trial: optuna.Trial, start: Recipe, room: int) -> Recipe:
     ranks = [rank for rank in (2, 4, 8, 16, 32) if rank <= room]
     return replace(
         start,
-        learning_rate=trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True),
+        learning_rate=trial.suggest_float("learning_rate", *RATES, log=True),
         rank=trial.suggest_categorical("rank", sorted({*ranks, room})),
         epsilon=trial.suggest_float("epsilon", 0.0, 0.2),
     )
@@ -71,7 +74,7 @@ def toml(study: optuna.Study, cluster: str) -> str:
     first = study.trials[0].value
     lines = [
         f"# cluster {cluster}: held-out loss {best.value:.4f} nats a token, best of {len(study.trials)} trials",
-        f"# (with the present settings {first:.4f})",
+        f"# (with the present settings, as far as they are in range, {first:.4f})",
         "[training]",
         f"learning_rate = {best.params['learning_rate']:.2e}",
         f"rank = {best.params['rank']}",

@@ -12,7 +12,7 @@ from models.passes import Pass
 from models.phrasebook.book import Book
 from models.phrasebook.check import problems
 from models.phrasebook.sample import sample
-from schemas.config import Settings
+from schemas.config import Settings, ShopSettings
 from schemas.errors import MailtideError, SettingsError
 
 TONES = ("warm", "crisp", "playful")
@@ -23,7 +23,17 @@ def configuration(file: Path | None) -> list[str]:
     found = problems_and_settings(file)
     if isinstance(found, list):
         return [*found, *phrasebook()]
-    return [*triggers(found, file), *phrasebook()]
+    return [*shop(found.shop, file), *triggers(found, file), *phrasebook()]
+
+
+def shop(found: ShopSettings, file: Path | None) -> list[str]:
+    """A line for each link of the example shop that a shop of its own would send: one-click unsubscribes would go astray."""
+    example = ShopSettings()
+    if found.from_email == example.from_email:
+        return []
+    place = str(file or os.environ.get("MAILTIDE_CONFIG", "mailtide.toml"))
+    left = [name for name in ("link", "unsubscribe", "unsubscribe_mailto") if getattr(found, name) == getattr(example, name)]
+    return [f"{place}: shop.{name} is still the example's, {getattr(found, name)!r}; set it beside shop.from_email" for name in left]
 
 
 def triggers(settings: Settings, file: Path | None) -> list[str]:

@@ -72,3 +72,15 @@ def test_config_check_names_the_line_of_a_condition(tmp_path: Path) -> None:
     file = tmp_path / "mailtide.toml"
     file.write_text('[[trigger]]\nname = "welcome"\non = "page"\n\n[[trigger]]\nname = "coupon"\non = "rhythm"\ncondition = "foo > 1"\n')
     assert next(line for line in configuration(file) if "'foo' is not known" in line).startswith(f"{file}:5: ")
+
+
+def test_config_check_finds_a_shop_whose_unsubscribe_link_is_the_example_s(tmp_path: Path) -> None:
+    file = tmp_path / "mailtide.toml"
+    file.write_text('[shop]\nfrom_email = "hello@kelp.example"\nlink = "https://kelp.example"\n')
+    found = [line for line in configuration(file) if "still the example's" in line]
+    assert [line.split(": ")[1].split()[0] for line in found] == [
+        "shop.unsubscribe",
+        "shop.unsubscribe_mailto",
+    ]
+    file.write_text('[shop]\nname = "Kelp"\n')
+    assert not [line for line in configuration(file) if "still the example's" in line]

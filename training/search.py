@@ -50,9 +50,8 @@ def best_settings(settings: Settings, cluster: str | None, trials: int, steps: i
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=max(2, trials // 2))
     study = optuna.create_study(sampler=sampler, pruner=optuna.pruners.MedianPruner(n_startup_trials=2))
-    study.enqueue_trial(
-        {"learning_rate": min(max(start.learning_rate, RATES[0]), RATES[1]), "rank": start.rank, "epsilon": min(start.epsilon, 0.2)}
-    )
+    rate = min(max(start.learning_rate, RATES[0]), RATES[1])
+    study.enqueue_trial({"learning_rate": rate, "rank": start.rank, "epsilon": min(start.epsilon, 0.2)})
     study.optimize(objective, n_trials=trials)
     return toml(study, chosen)
 

@@ -118,7 +118,7 @@ class Draft(msgspec.Struct, frozen=True):
     prompt: str = ""  # the very text that the model saw
 
 
-class Delivery(msgspec.Struct, frozen=True, omit_defaults=True):
+class Delivery(msgspec.Struct, frozen=True):
     """The one final outcome of an intent: topic ``email.deliveries``, key = customer."""
 
     intent_id: str

@@ -193,16 +193,3 @@ async def test_a_batch_that_reached_nobody_holds_up_commits_for_ever(bench: Benc
     assert await bench.committed() == 0
     stalls, name = Stalls(patience=1.0, gap=1e9), f"{bench.topic}/0 commits"
     await until(lambda: name in stalls.look(time.monotonic(), bench.app.work()))
-
-
-async def test_reading_again_leaves_out_what_was_never_committed(bench: Bench) -> None:
-    """``seek_to_committed`` doesn't touch a partition without a commit: what was in doubt there would be skipped, and then committed."""
-    doubtful = await bench.batch(0)
-    bench.app.lanes[TP(bench.topic, 0)].open.discard(doubtful)
-    bench.app._faust.consumer.doubt = True  # type: ignore[union-attr]
-    await until(lambda: not bench.app._faust.consumer.doubt)  # type: ignore[union-attr]
-    await bench.batch(1)
-    for batch in bench.batches[0][1:]:
-        batch.done()
-    await until(lambda: _at(bench, 2))
-    assert bench.values() == [0, 0, 1]

@@ -47,7 +47,7 @@ STAGES = (("mailtide-intake", EVENTS), ("mailtide-writer", INTENTS), ("mailtide-
 OURS = (INTENTS, DRAFTS, GATE, CLAIMS, DELIVERIES, FEEDBACK, VECTORS, CLUSTERS, RHYTHM, ITEMS, RELEASES, TONES, EXAMPLES, CUSTOMERS)
 MOST_OF_A_KIND = 100  # breaches named in full; the rest are counted
 
-_ADDRESS = re.compile(rb"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
+_ADDRESS = re.compile(rb"[A-Za-z0-9._%+-]+@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}")  # states are binary: no top-level domain has one letter
 _MESSAGE_ID = re.compile(rb"[0-9a-f]{32}@")
 _FIELD = re.compile(rb'"(?:email|firstName|first_name|birthday)"\s*:')
 

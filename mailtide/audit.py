@@ -6,7 +6,6 @@ missing from it; such checks are then left out and named in ``unproven``.
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from mailtide import topics
+from mailtide.readable import personal, written
 from mailtide.reading import records
 from mailtide.tally import tally
 from schemas.config import Settings, kafka_python_options
@@ -46,10 +46,6 @@ CROSSING_SECONDS = 5.0
 STAGES = (("mailtide-intake", EVENTS), ("mailtide-writer", INTENTS), ("mailtide-sender", DRAFTS))  # in the order that work flows
 OURS = (INTENTS, DRAFTS, GATE, CLAIMS, DELIVERIES, FEEDBACK, VECTORS, CLUSTERS, RHYTHM, ITEMS, RELEASES, TONES, EXAMPLES, CUSTOMERS)
 MOST_OF_A_KIND = 100  # breaches named in full; the rest are counted
-
-_ADDRESS = re.compile(rb"[A-Za-z0-9._%+-]+@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}")  # states are binary: no top-level domain has one letter
-_MESSAGE_ID = re.compile(rb"[0-9a-f]{32}@")
-_FIELD = re.compile(rb'"(?:email|firstName|first_name|birthday)"\s*:')
 
 
 class Breach(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -148,21 +144,14 @@ def _read(settings: Settings, topic: str, trail: _Trail, breaches: list[Breach],
         place = f"{topic}/{record.partition}/{record.offset}"
         if record.value is None:
             continue
-        if (what := personal(record.key or b"", record.value)) and len(breaches) < 10_000:
+        readable = written(record.value) if topic == CUSTOMERS else record.value
+        if (what := personal(record.key or b"", readable)) and len(breaches) < 10_000:
             breaches.append(Breach("personal_data", place=place, detail=what))
         if take is not None:
             try:
                 take(trail, record, place)
             except msgspec.DecodeError as error:
                 breaches.append(Breach("unreadable", place=place, detail=str(error)))
-
-
-def personal(key: bytes, value: bytes) -> str:
-    """Which kind of personal data stands readable in a record, "" for none. A shop's own customer ids and our Message-IDs are none."""
-    for found in _ADDRESS.finditer(value):
-        if not _MESSAGE_ID.match(found.group()) and found.group() not in key:
-            return "an email address"
-    return "a profile's field" if _FIELD.search(value) else ""
 
 
 _INTENT, _CLAIM, _DELIVERY, _GATE = decoder(Intent), decoder(Claim), decoder(Delivery), decoder(GateUnion)

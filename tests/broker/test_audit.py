@@ -12,7 +12,7 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from mailtide import cli
-from mailtide.audit import audit, personal
+from mailtide.audit import audit
 from mailtide.reading import partition_of, records
 from schemas.config import Settings, Trigger, kafka_python_options
 from schemas.mail import Claim, Delivery, Draft, Facts, Gone, Intent, Source, Standing, encode, intent_id, iso
@@ -242,22 +242,6 @@ def test_service_mail_needs_no_consent(settings: Settings, story: Story, monkeyp
     care = msgspec.structs.replace(settings, trigger=(Trigger("complaint_care", on="Support Ticket Opened", marketing=False),))
     assert "sent_without_consent" not in kinds(care)
     assert "sent_after_unsubscribe" in kinds(settings)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "says"),
-    [
-        (b"c-1", b'{"a":"maria@customers.example.com"}', "an email address"),
-        (b"c-1", b"\x92\xa0maria@customers.example.com\x00", "an email address"),
-        (b"maria@customers.example.com", b'{"customer":"maria@customers.example.com"}', ""),
-        (b"c-1", b'{"message_id":"<' + b"0a" * 16 + b'@shop.example.com>"}', ""),
-        (b"c-1", b'{"traits":{"birthday": "1990-01-01"}}', "a profile's field"),
-        (b"c-1", b'{"text":"Hi {first_name}, see {cta_link}","slots":["first_name"]}', ""),
-        (b"c-1", b"", ""),
-    ],
-)
-def test_personal_data(key: bytes, value: bytes, says: str) -> None:
-    assert personal(key, value) == says
 
 
 async def test_counts_are_compared_with_the_events(settings: Settings, story: Story) -> None:

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailtide.readable import personal, written
+from models.state import Pending, State, Timer, dump, pack
+from schemas.mail import Facts
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        (b"c-1", b'{"a":"maria@customers.example.com"}', "an email address"),
+        (b"c-1", b"\x92\xa0maria@customers.example.com\x00", "an email address"),
+        (b"maria@customers.example.com", b'{"customer":"maria@customers.example.com"}', ""),
+        (b"c-1", b'{"message_id":"<' + b"0a" * 16 + b'@shop.example.com>"}', ""),
+        (b"c-1", b'{"traits":{"birthday": "1990-01-01"}}', "a profile's field"),
+        (b"c-1", b'{"text":"Hi {first_name}, see {cta_link}","slots":["first_name"]}', ""),
+        (b"c-1", b"", ""),
+    ],
+)
+def test_personal_data(key: bytes, value: bytes, says: str) -> None:
+    assert personal(key, value) == says
+
+
+def _state(pending: tuple[float, ...] = (), told: str = "") -> bytes:
+    state = State(counts={"Order Completed": 2})
+    if pending:
+        state.pending = [Pending.of(0.0, pending)]
+    if told:
+        state.timers = [Timer(1.0, "welcome", "o-1", 0.0, pack(Facts(values={"order_id": told})))]
+    return dump(state)
+
+
+def test_numbers_that_look_like_an_address_are_none() -> None:
+    state = _state(struct.unpack("<6e", b"o.f@o.fAo.f@"))
+    assert personal(b"c-1", state) == "an email address"  # what a search of the bare bytes would say
+    assert personal(b"c-1", written(state)) == ""
+
+
+def test_an_address_packed_within_a_state_is_found() -> None:
+    assert personal(b"c-1", written(_state(told="maria@customers.example.com"))) == "an email address"
+    assert personal(b"c-1", written(b"\xc1 no MessagePack: maria@customers.example.com")) == "an email address"
+
+
+@given(st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False), min_size=1, max_size=12))
+def test_no_numbers_are_an_address(values: list[float]) -> None:
+    assert personal(b"c-1", written(_state(tuple(values)))) == ""

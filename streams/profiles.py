@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -208,9 +209,9 @@ def _master(settings: Settings) -> bytes:
 
 
 def _write_once(path: Path, content: bytes) -> None:
-    """Whole or not at all, and the first of several processes wins."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    """Whole or not at all, and the first wins of several processes, or of the stages of one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # for the owner's eyes alone
+    draft = Path(name)
     with os.fdopen(handle, "wb") as file:
         file.write(content)
         file.flush()

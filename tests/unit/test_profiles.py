@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,25 @@ def test_many_at_once(settings: Settings) -> None:
     store.put_many([(f"c{n}", {"firstName": str(n)}) for n in range(1500)])
     assert len(store.get_many(f"c{n}" for n in range(2000))) == 1500
     store.close()
+
+
+def test_stages_that_open_it_first_together_share_one_key(tmp_path: Path) -> None:
+    """One worker's stages begin at once, in threads: each must be able to read what the others wrote."""
+    for round_ in range(20):
+        home = Settings(home=str(tmp_path / str(round_)))
+        barrier = threading.Barrier(4)
+
+        def begin(number: int, home: Settings = home, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            store = Profiles.open(home)
+            store.put_many([(f"c{number}", {"firstName": str(number)})])
+            store.close()
+
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(begin, range(4)))
+        again = Profiles.open(home)
+        assert {name: found.first_name for name, found in again.get_many(f"c{n}" for n in range(4)).items()} == {
+            f"c{n}": str(n) for n in range(4)
+        }
+        again.close()
+        assert [file.name for file in (tmp_path / str(round_) / "keys").iterdir()] == ["master"]

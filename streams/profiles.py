@@ -11,7 +11,9 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import sqlite3
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -226,8 +228,23 @@ def _write_once(path: Path, content: bytes) -> None:
 
 def _sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # the driver begins nothing by itself, so that _immediate can
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON", f"busy_timeout={int(_BUSY_SECONDS * 1000)}"):
+    connection.execute(f"PRAGMA busy_timeout={int(_BUSY_SECONDS * 1000)}").close()
+    _turn_to_wal(connection)
+    for pragma in ("synchronous=NORMAL", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _turn_to_wal(connection: Any) -> None:
+    """SQLite doesn't wait here, whatever its time-out is; several stages may open a new file at once, and the first turns it."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _immediate(connection: Any) -> None:

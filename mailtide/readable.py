@@ -12,6 +12,7 @@ _ADDRESS = re.compile(rb"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
 _MESSAGE_ID = re.compile(rb"[0-9a-f]{32}@")
 _FIELD = re.compile(rb'"(?:email|firstName|first_name|birthday)"\s*:')
 _unpack = msgspec.msgpack.Decoder().decode
+_NOT_PACKED = (msgspec.DecodeError, UnicodeDecodeError)  # the second where numbers begin like a text
 
 
 def personal(key: bytes, value: bytes) -> str:
@@ -30,7 +31,7 @@ def written(state: bytes) -> bytes:
     """
     try:
         return b"\n".join(_texts(_unpack(state)))
-    except msgspec.DecodeError:
+    except _NOT_PACKED:
         return state
 
 
@@ -47,7 +48,7 @@ def _texts(value: Any) -> Iterator[bytes]:
     elif isinstance(value, bytes) and value:
         try:
             packed = _unpack(value)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except _NOT_PACKED:
             return
         if isinstance(packed, list | dict):
             yield from _texts(packed)

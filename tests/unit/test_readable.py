@@ -47,6 +47,16 @@ def test_an_address_packed_within_a_state_is_found() -> None:
     assert personal(b"c-1", written(b"\xc1 no MessagePack: maria@customers.example.com")) == "an email address"
 
 
+@given(st.binary())
+def test_any_bytes_are_looked_into(value: bytes) -> None:
+    assert personal(b"c-1", written(value)) in ("", "an email address", "a profile's field")
+
+
+def test_a_partition_s_own_record_is_no_state_and_no_mistake() -> None:
+    clock = b"\xab\x11\0\0\0\0\0\0\0\0@\xcd\n\x89\xd9A"
+    assert written(clock) == clock
+
+
 @given(st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False), min_size=1, max_size=12))
 def test_no_numbers_are_an_address(values: list[float]) -> None:
     assert personal(b"c-1", written(_state(tuple(values)))) == ""

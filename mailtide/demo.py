@@ -26,7 +26,7 @@ from mailtide.up import ground
 from schemas.config import Settings
 from schemas.errors import MailtideError
 
-DAYS, CUSTOMERS = 364, 40  # the panel's year; as many households as two slow cores write for in five minutes
+DAYS, CUSTOMERS = 364, 30  # the panel's year; as many households as two slow cores write for in five minutes
 MARK = "demo.started"  # stands in a home that a demo made, which a demo may empty again
 STATE = (
     "kafka",
@@ -44,6 +44,7 @@ STATE = (
 )
 OPEN_AT_MOST = 64  # intents without an outcome before the replay waits: rows stay full, mails belong to their day, templates stay unused
 ENOUGH_TO_LEARN, REFIT_PATIENCE = 12, 400.0  # sent mails of a cluster from which its refit is waited for, and for how many seconds
+SAID_EVERY = 15.0  # seconds between lines of progress where no terminal shows bars
 PATIENCE = 300.0  # seconds without any progress after which the demo gives up and says where it hangs
 
 
@@ -135,9 +136,15 @@ async def _drive(
     mail_bar = progress.add_task("emails: intents with their outcome", total=None)
     train_bar = progress.add_task("releases published", total=None)
 
+    said = time.monotonic()
+
     def show() -> None:
+        nonlocal said
         progress.update(mail_bar, completed=len(seen.outcomes), total=max(len(seen.triggers), 1))
         progress.update(train_bar, completed=len(seen.releases))
+        if not progress.console.is_terminal and time.monotonic() - said >= SAID_EVERY:
+            said = time.monotonic()
+            progress.console.print(", ".join(f"{task.description.strip()}: {task.completed:.0f}" for task in progress.tasks))
 
     async def until(settled: Callable[[int], bool]) -> None:
         """Wait until intake applied all that is published now and ``settled(open intents)`` holds."""

@@ -18,10 +18,11 @@ from schemas.errors import MailtideError
 from schemas.mail import iso
 
 DEMO_FITS = 1  # clusters that the demo refits while its mail flows
+DEMO_POLITENESS = 3  # nice; any more, and the release comes when all mail is out
 DEMO = {
     "min_examples": 32,
     "interval": 30.0,
-    "steps": 8,
+    "steps": 6,
     "batch": 4,
     "kl": 0.0,
     "epsilon": 0.0,
@@ -46,7 +47,7 @@ def train(settings: Settings, once: bool, cluster: str | None, demo: bool, conso
                     drain.deadline(halt, "trainer"),
                     health.serving(ready, "trainer", lambda: {"process": True}, lambda: {"train": trainer.ready}),
                 ):
-                    trainer.run(most=DEMO_FITS if demo else None)
+                    trainer.run(most=DEMO_FITS, politeness=DEMO_POLITENESS) if demo else trainer.run()
                 return []
             judged = trainer.once(cluster)
             if cluster is not None and not judged:

@@ -22,6 +22,8 @@ from schemas.config import Settings
 from schemas.errors import KafkaUnavailable
 
 WINDOW = 10  # looks that a verdict is made from, at least; more where they don't span the patience
+ROUNDS = re.compile(r"mailtide-trainer$")  # works in rounds, and commits only between them
+ROUND = 900.0  # seconds that a round may take before it counts as stalled
 LEFT_OUT = 60.0  # seconds for which a topic or group that can't be read isn't asked about again
 # Faust's own topics: a changelog is read only in recovery, and nobody reads the others by offset. Repartition topics are read as any.
 INTERNAL = re.compile(r"(-changelog|-__assignor-__leader)$|^f-reply-")
@@ -98,7 +100,11 @@ class Collector:
         self._describe(states, now)
         for pair, offset in committed.items():
             if pair[1] in ends:
-                self._keep(self.windows.setdefault(pair, deque()), Sample(now, offset, ends[pair[1]], starts.get(pair[1], 0)))
+                self._keep(
+                    self.windows.setdefault(pair, deque()),
+                    self._patience(pair[0]),
+                    Sample(now, offset, ends[pair[1]], starts.get(pair[1], 0)),
+                )
         for gone in [pair for pair in self.windows if pair not in committed]:
             del self.windows[gone]
         shown = [(pair, offset) for pair, offset in sorted(committed.items()) if pair[1] in ends]
@@ -106,10 +112,13 @@ class Collector:
         times = self._ages.of((*pair, at) for pair, at in shown if starts.get(pair[1], 0) <= at < ends[pair[1]])
         return [self._row(pair, now, times.get((pair[1], offset))) for pair, offset in shown]
 
-    def _keep(self, window: deque[Sample], newest: Sample) -> None:
+    def _patience(self, group: str) -> float:
+        return max(self.settings.monitor.patience, ROUND if ROUNDS.search(group) else 0.0)
+
+    def _keep(self, window: deque[Sample], patience: float, newest: Sample) -> None:
         """At least ``WINDOW`` looks, and no fewer than span the patience."""
         window.append(newest)
-        while len(window) > WINDOW and window[1].at <= newest.at - self.settings.monitor.patience:
+        while len(window) > WINDOW and window[1].at <= newest.at - patience:
             window.popleft()
 
     def _names(self) -> dict[str, str]:
@@ -182,6 +191,6 @@ class Collector:
             rate=found[1] if found else None,
             produced=found[0] if found else None,
             drain_seconds=drain_seconds(samples),
-            state=judge(samples, group.inhabited, group.has_grace(now), self.settings.monitor.patience),
+            state=judge(samples, group.inhabited, group.has_grace(now), self._patience(name)),
             retention_ratio=min(1.0, newest.lag / kept) if kept > 0 else None,
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from training.evaluate import Sampled
+from training.plan import LEAST_HELD_OUT
 
 DRAWS = 1000
 WORSE_BY = 0.02  # nats a token: how much the upper end of the interval may exceed the serving loss on replayed examples
@@ -68,6 +69,8 @@ def judge(
     failed = []
     if not finite:
         failed.append("weights: NaN or infinite")
+    if len(held_out[1]) < LEAST_HELD_OUT:
+        failed.append(f"held-out mails: {len(held_out[1])}, at least {LEAST_HELD_OUT} must be, or their gain has no interval")
     if not high < 0:  # so that NaN fails, and a fit that changed nothing
         failed.append(f"held-out loss: {mean:+.4f} [{low:+.4f}, {high:+.4f}] is no clear gain")
     if replayed is not None and len(replayed[0]):

@@ -13,6 +13,7 @@ import msgspec
 from training.examples import Row
 
 HELD_OUT = 5  # one in so many
+LEAST_HELD_OUT = 4  # fewer, and a bootstrap over them is no interval
 FEWEST = 10  # new examples below which no held-out loss means anything
 MOST = 2000  # newest examples that a refit looks at
 HELD_OUT_MOST = 64  # the newest of them: losses of more cost minutes on a small machine and change no verdict
@@ -36,10 +37,11 @@ def held_out(row: Row) -> bool:
 
 
 def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Rows to learn from and rows held out; where chance held out too few, every fifth."""
+    """Rows to learn from and rows held out; where chance held out too few, every fifth, or as many more as a verdict needs."""
     kept = [row for row in rows if held_out(row)]
-    if len(kept) * 2 * HELD_OUT < len(rows):
-        return [row for n, row in enumerate(rows) if n % HELD_OUT], [row for n, row in enumerate(rows) if n % HELD_OUT == 0]
+    if len(kept) < max(LEAST_HELD_OUT, len(rows) / (2 * HELD_OUT)):
+        every = max(2, min(HELD_OUT, len(rows) // LEAST_HELD_OUT))
+        return [row for n, row in enumerate(rows) if n % every], [row for n, row in enumerate(rows) if n % every == 0]
     return [row for row in rows if not held_out(row)], kept
 
 

@@ -114,6 +114,7 @@ class Refit:
                 *(bench.model, bench.tokenizer, bench.eos, learn, made.held_out, chosen, serving, told),
                 checkpoint=self.folder / "fit.pt",
             )
+            fit_seconds = round(time.monotonic() - began, 1)
             data = self._file(bench, fitted, found)
             judged = self._judge(bench, made, fitted, data, serving, before)
             for name, value in judged.metrics.items():
@@ -121,7 +122,8 @@ class Refit:
         finally:
             board.close()
         seconds = round(time.monotonic() - began, 1)
-        log.info("refit", cluster=self.cluster, examples=made.examples, steps=fitted.steps, seconds=seconds, failed=judged.failed)
+        took = {"seconds": seconds, "fit_seconds": fit_seconds}
+        log.info("refit", cluster=self.cluster, examples=made.examples, steps=fitted.steps, **took, failed=judged.failed)
         self._record(made, fitted, judged, seconds)
         if not judged.passed:
             return judged, None

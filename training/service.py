@@ -61,9 +61,9 @@ class Trainer:
 
     # -- the service --------------------------------------------------------------------------------
 
-    def run(self, poll: float = 2.0, most: int | None = None) -> None:
+    def run(self, poll: float = 2.0, most: int | None = None, politeness: int = POLITENESS) -> None:
         """Until ``halt``: refit each cluster of ours that is due. After ``most`` fits it only looks after what serves."""
-        os.nice(POLITENESS)
+        os.nice(politeness)
         self.membership = Membership(self.settings)
         interval = self.settings.training.interval
         last = probed = time.monotonic()

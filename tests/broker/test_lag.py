@@ -129,6 +129,34 @@ def test_a_group_that_nobody_reads_for_is_stopped(settings: Settings) -> None:
     assert states[-1] is State.STOP
 
 
+def test_a_group_that_works_in_rounds_has_a_rounds_patience(settings: Settings) -> None:
+    """The trainer commits only between refits: that is no stall, until it takes longer than a refit may."""
+    fill(settings, {})
+    topic, names = settings.kafka.topic("customer.events"), ("mailtide-writer", "mailtide-trainer")
+    members = [KafkaConsumer(bootstrap_servers=settings.kafka.bootstrap, group_id=settings.kafka.prefix + name) for name in names]
+    now = time.time()
+    collector = Collector(settings, wanted_groups(settings), clock=lambda: now)
+
+    def states() -> dict[str, State]:
+        return {row.group.removeprefix(settings.kafka.prefix): row.state for row in collector.look() if row.partition == 0}
+
+    try:
+        for member in members:
+            member.subscribe([topic])
+            until(lambda member=member: member.poll(50) is not None and member.assignment())
+            member.commit({TopicPartition(topic, 0): OffsetAndMetadata(1, "", -1)})
+        until(lambda: len(states()) == len(names))
+        now += 400.0  # past the grace of a group that just formed
+        states()
+        for seconds, expected in ((61.0, (State.STALL, State.UNKNOWN)), (900.0, (State.STALL, State.STALL))):
+            now += seconds
+            assert tuple(map(states().get, names)) == expected
+    finally:
+        collector.close()
+        for member in members:
+            member.close()
+
+
 def test_prometheus_reads_it(settings: Settings) -> None:
     fill(settings, {0: 3})
     settings = msgspec.structs.replace(settings, monitor=MonitorSettings(port=0, interval=0.1))

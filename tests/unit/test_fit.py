@@ -15,7 +15,7 @@ from tests.tiny_model import tiny
 from training.examples import Row
 from training.fit import Fitted, Recipe, fit, load_base, with_adapter
 from training.loss import code, embed, losses, neftune, pad, row_losses, uphill
-from training.plan import Plan, plan, resume, save, split
+from training.plan import LEAST_HELD_OUT, Plan, plan, resume, save, split
 
 SAID = ("Your basket waits for you", "There is news of your order", "Thank you for being with us")
 RECIPE = Recipe(rank=4, learning_rate=1e-2, steps=6, batch=4, evaluate_every=2, seed=3)
@@ -120,6 +120,13 @@ def test_perturbations_have_the_size_they_are_said_to_have(base: tuple[Any, Toke
     limits = 5.0 / torch.sqrt(batch.mask.sum(1) * embedded.shape[-1])
     assert bool((noise.abs().amax(dim=(1, 2)) <= limits + 1e-6).all()) and float(noise[~real].abs().sum()) == 0.0
     model.unload()
+
+
+@pytest.mark.parametrize("count", [10, 12, 19, 24, 60])
+def test_a_few_mails_still_hold_out_enough_for_a_verdict(count: int) -> None:
+    learn, held_out = split(rows(count))
+    assert len(held_out) >= LEAST_HELD_OUT and len(learn) >= count / 2
+    assert sorted(row.intent_id for row in (*learn, *held_out)) == sorted(row.intent_id for row in rows(count))
 
 
 def test_the_mix_has_its_share_of_older_examples_and_learns_nothing_held_out() -> None:

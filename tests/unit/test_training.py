@@ -54,13 +54,14 @@ def test_a_clear_gain_passes() -> None:
         ({"parity": 0.4}, "parity"),
         ({"parity": float("nan")}, "parity"),
         ({"replayed": ([1.0, 1.0], [2.0, 2.0])}, "replay loss"),
-        ({"held_out": ([1.0, 1.0], [1.1, 0.95])}, "held-out loss"),
-        ({"held_out": ([1.0, 1.0], [1.0, 1.0])}, "held-out loss"),
-        ({"held_out": ([1.0, 1.0], [float("nan"), 1.0])}, "held-out loss"),
+        ({"held_out": ([2.0], [1.0])}, "held-out mails"),
+        ({"held_out": ([1.0] * 4, [1.1, 0.95, 1.0, 1.0])}, "held-out loss"),
+        ({"held_out": ([1.0] * 4, [1.0] * 4)}, "held-out loss"),
+        ({"held_out": ([1.0] * 4, [float("nan"), 1.0, 1.0, 1.0])}, "held-out loss"),
     ],
 )
 def test_each_figure_can_refuse_and_is_named(change: dict[str, object], named: str) -> None:
-    arguments = {"held_out": ([2.0, 2.1], [1.0, 1.2]), **GOOD, **change}
+    arguments = {"held_out": ([2.0, 2.1, 1.9, 2.2], [1.0, 1.2, 0.9, 1.1]), **GOOD, **change}
     judged = judge(**arguments)  # type: ignore[arg-type]
     assert not judged.passed
     assert [line.split(":")[0] for line in judged.failed] == [next(line.split(":")[0] for line in judged.failed if line.startswith(named))]

@@ -8,36 +8,22 @@ stands), then environment. Names follow from the types in ``schemas.config``:
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from schemas.config import Section, Settings, Trigger
+from schemas.config import Seconds, Section, Settings, Time, Trigger
 from schemas.errors import SettingsError
 
 SHORT = {"MAILTIDE_KAFKA": ("kafka", "bootstrap"), "MAILTIDE_SMTP": ("smtp", "url")}
 ELSEWHERE = {"MAILTIDE_CONFIG", "MAILTIDE_CACHE"}
 UNITS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0, "week": 7 * 86400.0}
-DURATIONS = {
-    "wait",
-    "use_by",
-    "re_entry",
-    "cap_window",
-    "interval",
-    "attribution",
-    "canary_time",
-    "timeout",
-    "session_timeout",
-    "queue_seconds",
-    "patience",
-}
 DEFAULTS = Path(__file__).with_name("defaults.toml")
 
 
@@ -49,43 +35,41 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
     variables = os.environ if environment is None else environment
     known = _variables().keys() | ELSEWHERE
     # A stranger's MAILTIDE_… variable is `config check`'s business; it must not stop a worker.
-    found = problems_and_settings(environment={name: text for name, text in variables.items() if name in known})
-    if isinstance(found, Settings):
-        return found
-    raise SettingsError(found[0])
+    problems, found = examined(None, {name: text for name, text in variables.items() if name in known})
+    for problem in problems.values():
+        raise SettingsError(problem)
+    return found
 
 
 def problems_and_settings(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings | list[str]:
     """The settings, or every mistake that stands in the way, one line each."""
+    problems, found = examined(path, environment)
+    return list(problems.values()) or found
+
+
+def examined(path: Path | None = None, environment: Mapping[str, str] | None = None) -> tuple[dict[str, str], Settings]:
+    """Every mistake, one line each by the name of its setting, and the settings as they are without those."""
     variables = os.environ if environment is None else environment
-    problems: list[str] = []
+    problems: dict[str, str] = {}
     file = path or Path(variables.get("MAILTIDE_CONFIG", "mailtide.toml"))
     values: dict[str, Any] = {}
     if path is not None or "MAILTIDE_CONFIG" in variables or file.exists():
-        values, text = _read(file, problems)
-        problems += _mistakes(values, Settings, "", file, places(text))
-        _convert(values)
+        raw, text = _read(file, problems)
+        values = _table(raw, Settings, "", file, places(text), problems)
     if "trigger" not in values:
-        defaults = tomllib.loads(DEFAULTS.read_text())
-        _convert(defaults)
-        values["trigger"] = defaults["trigger"]
+        values |= _table(tomllib.loads(DEFAULTS.read_text()), Settings, "", DEFAULTS, {}, problems)
     _overlay(values, variables, problems)
-    if problems:
-        return problems
-    try:
-        return msgspec.convert(values, Settings, strict=False)
-    except msgspec.ValidationError as error:
-        return [f"{file}: {error}"]
+    return problems, msgspec.convert(values, Settings, strict=False)
 
 
-def _read(file: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
+def _read(file: Path, problems: dict[str, str]) -> tuple[dict[str, Any], str]:
     try:
         text = file.read_text()
         return tomllib.loads(text), text
     except OSError as error:
-        problems.append(f"{file}: can't be read ({error.strerror}); name another file, or take MAILTIDE_CONFIG away")
+        problems[""] = f"{file}: can't be read ({error.strerror}); name another file, or take MAILTIDE_CONFIG away"
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        problems.append(f"{file}: not TOML: {error}")
+        problems[""] = f"{file}: not TOML: {error}"
     return {}, ""
 
 
@@ -101,45 +85,53 @@ def _section(hint: Any) -> type[Section] | None:
     return None
 
 
-def _mistakes(values: Mapping[str, Any], section: type[Section], where: str, file: Path, lines: Mapping[str, int]) -> list[str]:
-    """A line for each key that no setting has or that is missing, and for each single value that can't be one.
+def _table(
+    raw: Mapping[str, Any], section: type[Section], where: str, file: Path, lines: Mapping[str, int], problems: dict[str, str]
+) -> dict[str, Any]:
+    """The table's values, durations in seconds. What can't be a setting is left out and told in ``problems``, as is what is missing.
 
     ``where`` is the table's place: "", "kafka", "trigger[0]".
     """
     known = _fields(section)
-    found: list[str] = []
-    for key, value in values.items():
+    made: dict[str, Any] = {}
+    for key, value in raw.items():
         name = f"{where}.{key}" if where else key
         place = f"{file}:{lines.get(name, lines.get(where, 1))}"
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             mend = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-            found.append(f"{place}: unknown key {name!r}; {mend}")
+            problems[name] = f"{place}: unknown key {name!r}; {mend}"
             continue
         inner = _section(known[key])
         if inner is None:
-            found += _wrong(value, known[key], key, f"{place}: {name}")
-        elif isinstance(value, dict) and inner is not Trigger:
-            found += _mistakes(value, inner, name, file, lines)
-        elif isinstance(value, list) and inner is Trigger:
-            for position, item in enumerate(value):
-                if isinstance(item, dict):
-                    found += _mistakes(item, inner, f"{name}[{position}]", file, lines)
+            try:
+                made[key] = _value(value, known[key])
+            except ValueError as error:
+                problems[name] = f"{place}: {name} = {value!r}: {error}"
+        elif inner is Trigger and isinstance(value, list) and all(isinstance(item, dict) for item in value):
+            made[key] = [_table(item, inner, f"{name}[{position}]", file, lines, problems) for position, item in enumerate(value)]
+        elif inner is not Trigger and isinstance(value, dict):
+            made[key] = _table(value, inner, name, file, lines, problems)
         else:
-            found.append(f"{place}: {name} must be a table; write [{name}] or, for triggers, [[{name}]]")
-    missing = [field.name for field in msgspec.structs.fields(section) if field.required and field.name not in values]
-    return found + [f"{file}:{lines.get(where, 1)}: {where} has no {key!r}; give it one" for key in missing]
+            problems[name] = f"{place}: {name} must be a table; write " + (f"[[{name}]]" if inner is Trigger else f"[{name}]")
+    for field in msgspec.structs.fields(section):
+        if field.required and field.name not in made:
+            missing = f"{file}:{lines.get(where, 1)}: {where} has no {field.name!r}; give it one"
+            problems.setdefault(f"{where}.{field.name}", missing)
+            made[field.name] = where  # so that the rest can be examined
+    return made
 
 
-def _wrong(value: Any, hint: Any, key: str, where: str) -> list[str]:
+def _value(value: Any, hint: Any) -> Any:
+    """The value as its type has it; ValueError with the mend where it can't be."""
+    if hint in (Seconds, Time) and isinstance(value, str):
+        value = duration(value)
     try:
-        if key in DURATIONS and isinstance(value, str):
-            duration(value)
-        else:
-            msgspec.convert(value, hint, strict=False)
-    except ValueError as error:  # msgspec.ValidationError is one
-        return [f"{where} = {value!r}: {error}"]
-    return []
+        return msgspec.to_builtins(msgspec.convert(value, hint, strict=False))
+    except msgspec.ValidationError as error:
+        choices = ", ".join(repr(choice) for choice in get_args(hint) if choice) if get_origin(hint) is Literal else ""
+        mend = f"; choose among {choices}" if choices else '; write it in quotes, as "22:00"' if hint is str else ""
+        raise ValueError(f"{error}{mend}") from None
 
 
 def places(text: str) -> dict[str, int]:
@@ -164,20 +156,6 @@ def places(text: str) -> dict[str, int]:
     return found
 
 
-def _convert(values: dict[str, Any]) -> None:
-    """Durations in words become seconds, in place; one that can't is left for ``_mistakes`` to name."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            _convert(value)
-        elif isinstance(value, list):
-            for item in value:
-                if isinstance(item, dict):
-                    _convert(item)
-        elif key in DURATIONS and isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                values[key] = duration(value)
-
-
 def duration(text: str) -> float:
     """Seconds of ``"90"``, ``"90 seconds"``, ``"1.5 hours"``, ``"2 days"``.
 
@@ -191,7 +169,7 @@ def duration(text: str) -> float:
     return float(matched.group(1)) * UNITS[unit]
 
 
-def _overlay(values: dict[str, Any], variables: Mapping[str, str], problems: list[str]) -> None:
+def _overlay(values: dict[str, Any], variables: Mapping[str, str], problems: dict[str, str]) -> None:
     names = _variables()
     for variable, text in variables.items():
         if not variable.startswith("MAILTIDE_") or variable in ELSEWHERE:
@@ -199,14 +177,14 @@ def _overlay(values: dict[str, Any], variables: Mapping[str, str], problems: lis
         place = names.get(variable)
         if place is None:
             near = difflib.get_close_matches(variable, names, 1)
-            problems.append(f"{variable}: no such setting" + (f"; did you mean {near[0]}?" if near else ""))
+            problems[variable] = f"{variable}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
             continue
         section, key = place
         hint = _fields(Settings)[section] if section else Settings
-        wrong = _wrong(text, _fields(hint)[key], key, f"{variable} in the environment")
-        problems += wrong
-        value: Any = duration(text) if key in DURATIONS and not wrong else text
-        (values.setdefault(section, {}) if section else values)[key] = value
+        try:
+            (values.setdefault(section, {}) if section else values)[key] = _value(text, _fields(hint)[key])
+        except ValueError as error:
+            problems[variable] = f"{variable} in the environment = {text!r}: {error}"
 
 
 def _variables() -> dict[str, tuple[str, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from schemas.errors import SettingsError
@@ -41,14 +41,7 @@ def compile_condition(text: str, names: Collection[str], where: str) -> Conditio
     """
     if not text.strip():
         return lambda _values: True
-    try:
-        tree = ast.parse(text.strip(), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        column = getattr(error, "offset", None) or 1
-        raise SettingsError(
-            f"{where}: {text!r} is no condition (column {column}): write it as 'orders >= 2 and not ordered_since'"
-        ) from None
-    run = _build(tree.body, names, f"{where}: {text!r}")
+    run = _build(_parsed(text, where), names, f"{where}: {text!r}")
 
     def condition(values: Values) -> bool:
         try:
@@ -57,6 +50,30 @@ def compile_condition(text: str, names: Collection[str], where: str) -> Conditio
             return False
 
     return condition
+
+
+def faults(text: str, names: Collection[str]) -> Iterator[str]:
+    """Everything that keeps a text from being a condition, each with its mend.
+
+    >>> [said.split(";")[0] for said in faults("ordrs > 1 and vsits > 2", ["orders", "visits"])]
+    ["column 1: 'ordrs' is not known", "column 15: 'vsits' is not known"]
+    """
+    try:
+        said = [node for node in ast.walk(_parsed(text or "true", "")) if isinstance(node, ast.Name)]
+        compile_condition(text, [node.id for node in said], "")
+        yield from (f"column {column}: {unknown}" for column, unknown in sorted(_unknown(node, names) for node in said) if unknown)
+    except SettingsError as error:
+        yield str(error).removeprefix(": ").removeprefix(f"{text!r}: ")
+
+
+def _parsed(text: str, where: str) -> ast.expr:
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        column = getattr(error, "offset", None) or 1
+        raise SettingsError(
+            f"{where}: {text!r} is no condition (column {column}): write it as 'orders >= 2 and not ordered_since'"
+        ) from None
 
 
 def _build(node: ast.expr, names: Collection[str], where: str) -> Callable[[Values], Any]:
@@ -98,8 +115,16 @@ def _name(node: ast.Name, names: Collection[str], where: str) -> Callable[[Value
     name = node.id
     if name in ("true", "false"):
         return lambda _values: name == "true"
-    if name not in names:
-        near = difflib.get_close_matches(name, names, 1)
-        mend = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(names))}"
-        raise SettingsError(f"{where}: column {node.col_offset + 1}: {name!r} is not known; {mend}")
+    column, unknown = _unknown(node, names)
+    if unknown:
+        raise SettingsError(f"{where}: column {column}: {unknown}")
     return lambda values: values[name]
+
+
+def _unknown(node: ast.Name, names: Collection[str]) -> tuple[int, str]:
+    """The name's column, from 1, and what is wrong with it; empty where nothing is."""
+    if node.id in names or node.id in ("true", "false"):
+        return node.col_offset + 1, ""
+    near = difflib.get_close_matches(node.id, names, 1)
+    mend = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(names))}"
+    return node.col_offset + 1, f"{node.id!r} is not known; {mend}"

@@ -6,14 +6,14 @@ import difflib
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from models.conditions import Condition, compile_condition
+from models.conditions import Condition, compile_condition, faults
 from models.facts import complete, of_event
 from models.features import DAY, ever_bought
 from models.goods import goods
@@ -29,6 +29,7 @@ from schemas.learning import ItemsSnapshot
 from schemas.mail import Facts, Product, decoder
 
 LOOK = "rhythm"  # `on` of the triggers that a regular look at the customer starts
+SOUGHT = frozenset({"replenishment", "win_back", "recommendation"})  # kinds that an event would start without what they write about
 LONG_SILENCE = 30.0  # days: win-back's rule until the visit model is published
 FRESH = 4.0  # days after a visit in which a recommendation still fits
 SUGGESTIONS = 20  # asked of the model of goods: some may have been bought long ago
@@ -67,22 +68,40 @@ def compile_rules(triggers: Iterable[Trigger]) -> list[Rule]:
         if trigger.name in names:
             raise SettingsError(f"trigger {trigger.name!r} stands twice: give one another name")
         names.add(trigger.name)
-        place = f"trigger {trigger.name!r}"
-        for name in trigger.starts or ("",):
-            if name != LOOK and name not in KINDS:
-                raise SettingsError(f"{place}: on = {name!r} is no event{_nearest(name)}; choose among {', '.join(KINDS)} and {LOOK!r}")
-        for name in trigger.cancel_on:
-            if name not in KINDS:
-                raise SettingsError(f"{place}: cancel_on names {name!r}, which is no event{_nearest(name)}")
-        if trigger.kind == "birthday" and trigger.starts != ("identify",):
-            raise SettingsError(f"{place}: kind 'birthday' is told by identify alone: write on = 'identify'")
-        if trigger.kind == "coupon" and not trigger.code:
-            raise SettingsError(f"{place}: kind 'coupon' needs a code")
-        where = compile_condition(trigger.where, {*NAMES, *_SAID}, f"{place}, where")
-        holds = compile_condition(trigger.condition, NAMES, f"{place}, condition")
+        for _key, said in mistakes(trigger):
+            raise SettingsError(said)
+        where, holds = (compile_condition(text, names, "") for text, names in _conditions(trigger).values())
         if trigger.enabled:
             rules.append(Rule(trigger, where, holds, "category_bought_since" in trigger.condition))
     return sorted(rules, key=lambda rule: rule.trigger.priority)
+
+
+def mistakes(trigger: Trigger) -> Iterator[tuple[str, str]]:
+    """Everything that keeps it from working: the key, and a line with the mend."""
+    place = f"trigger {trigger.name!r}"
+    for name in trigger.starts or ("",):
+        if name != LOOK and name not in KINDS:
+            yield "on", f"{place}: on = {name!r} is no event{_nearest(name)}; choose among {', '.join(KINDS)} and {LOOK!r}"
+    for name in trigger.cancel_on:
+        if name not in KINDS:
+            yield "cancel_on", f"{place}: cancel_on names {name!r}, which is no event{_nearest(name)}"
+    if trigger.kind == "birthday" and trigger.starts != ("identify",):
+        yield "kind", f"{place}: kind 'birthday' is told by identify alone: write on = 'identify'"
+    if trigger.kind == "birthday" and trigger.wait:
+        yield "wait", f"{place}: kind 'birthday' waits for the day itself: take wait away"
+    if trigger.kind in SOUGHT and trigger.starts != (LOOK,):
+        yield "kind", f"{place}: kind {trigger.kind!r} is found by a look alone: write on = {LOOK!r}"
+    if trigger.kind == "coupon" and not trigger.code:
+        yield "kind", f"{place}: kind 'coupon' needs a code: write code = 'SAVE5'"
+    if trigger.where and trigger.starts == (LOOK,):
+        yield "where", f"{place}: where asks about an event, and on = {LOOK!r} has none: write it as condition"
+    for key, (text, names) in _conditions(trigger).items():
+        yield from ((key, f"{place}, {key}: {text!r}: {said}") for said in faults(text, names))
+
+
+def _conditions(trigger: Trigger) -> dict[str, tuple[str, Collection[str]]]:
+    """The texts of its conditions, by key, and the names that each may use."""
+    return {"where": (trigger.where, {*NAMES, *_SAID}), "condition": (trigger.condition, NAMES)}
 
 
 def _nearest(name: str) -> str:

@@ -44,7 +44,7 @@ class Quiet:
 
     def __init__(self, start: str, end: str, fallback: str) -> None:
         self.start, self.end, self.fallback = start, end, fallback
-        self._from, self._to = _seconds(start, "quiet_start"), _seconds(end, "quiet_end")
+        self._from, self._to = seconds_of_day(start, "quiet_start"), seconds_of_day(end, "quiet_end")
 
     def awake(self, at: float, name: str) -> float:
         """``at``, or the end of the quiet hours of zone ``name`` that hold it."""
@@ -58,8 +58,8 @@ class Quiet:
         return quiet_until(at, name, self.fallback, self.start, self.end) or at  # the clocks change in that night
 
 
-def _seconds(clock: str, key: str) -> float:
-    """Of a time of day such as "21:00"."""
+def seconds_of_day(clock: str, key: str) -> float:
+    """Of a time of day such as "21:00"; SettingsError names ``sending.<key>`` where it is none."""
     try:
         found = time.fromisoformat(clock)
     except ValueError:

@@ -3,6 +3,7 @@
 Each key can stand in ``mailtide.toml`` (``[section]`` ``key``) and in the
 environment (``MAILTIDE_SECTION_KEY``), which wins. Durations are strings such
 as ``"90 seconds"``, ``"2 days"`` in the file and seconds (float) in code.
+What stands behind a key says what it means, in docs/settings.md too.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-Port = Annotated[int, Meta(ge=0, le=65535)]
-Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Port = Annotated[int, Meta(ge=0, le=65535, extra={"type": "port"})]
+Share = Annotated[float, Meta(ge=0.0, le=1.0, extra={"type": "share"})]
 Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(ge=0.0, extra={"type": "duration"})]
+Time = Annotated[float, Meta(gt=0.0, extra={"type": "duration"})]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -24,18 +27,18 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class KafkaSettings(Section, frozen=True):
     """``bootstrap`` empty means the embedded broker. ``prefix`` stands before every topic, group and transactional id."""
 
-    bootstrap: str = ""
-    port: Port = 0  # of the embedded broker
-    heap_mb: Count = 384
-    partitions: Count = 6
-    replication: Count = 1
-    prefix: str = ""
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: str = "PLAIN"
-    username: str = ""
-    password: str = ""
-    ssl_cafile: str = ""
-    session_timeout: float = 20.0  # seconds
+    bootstrap: str = ""  # host:port, several with commas; empty = Mailtide starts a Kafka of its own
+    port: Port = 0  # of the embedded broker; 0 = a free one
+    heap_mb: Count = 384  # MiB of the embedded broker's Java heap
+    partitions: Count = 6  # of each topic keyed by customer, when it is made
+    replication: Count = 1  # of each topic, when it is made
+    prefix: str = ""  # stands before every topic, group and transactional id
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"  # as Kafka's own setting
+    sasl_mechanism: str = "PLAIN"  # PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512
+    username: str = ""  # for SASL
+    password: str = ""  # for SASL
+    ssl_cafile: str = ""  # PEM file of who signed the brokers' certificates; empty = the system's
+    session_timeout: Time = 20.0  # without a sign of life before a member loses its partitions
 
     def topic(self, name: str) -> str:
         """The name as the cluster knows it."""
@@ -45,108 +48,114 @@ class KafkaSettings(Section, frozen=True):
 class SmtpSettings(Section, frozen=True):
     """``url`` empty means the local server that keeps what it gets: ``smtp://user:pw@host:port``, ``smtps://…``, ``?starttls=true``."""
 
-    url: str = ""
-    port: Port = 0  # of the local server
-    connections: Count = 4
-    timeout: float = 30.0  # seconds for one SMTP dialogue
-    dkim_selector: str = ""
-    dkim_domain: str = ""
-    dkim_key_file: str = ""
+    url: str = ""  # smtp://user:password@host:587?starttls=true, smtps://…; empty = the local server that keeps what it gets
+    port: Port = 0  # of the local server; 0 = a free one
+    connections: Count = 4  # held open to the mail server
+    timeout: Time = 30.0  # for one SMTP dialogue
+    dkim_selector: str = ""  # with the two below: mails are signed
+    dkim_domain: str = ""  # that signs
+    dkim_key_file: str = ""  # PEM file of the private key
 
 
 class ShopSettings(Section, frozen=True):
     """What stands around every email."""
 
-    name: str = "Tidewater Market"
-    postal_address: str = "Tidewater Market, 1 Harbour Street, Portland, ME 04101, USA"
-    from_email: str = "hello@tidewater.example.com"
-    from_name: str = "Tidewater Market"
-    link: str = "https://tidewater.example.com"
-    unsubscribe: str = "https://tidewater.example.com/unsubscribe"
-    unsubscribe_mailto: str = "unsubscribe@tidewater.example.com"
-    currency: str = "USD"
-    locale: str = "en"
-    timezone: str = "America/New_York"  # where a customer's is not known
+    name: str = "Tidewater Market"  # as mails call the shop
+    postal_address: str = "Tidewater Market, 1 Harbour Street, Portland, ME 04101, USA"  # stands in every mail
+    from_email: str = "hello@tidewater.example.com"  # the sender's address
+    from_name: str = "Tidewater Market"  # the sender's name
+    link: str = "https://tidewater.example.com"  # where a mail's button leads
+    unsubscribe: str = "https://tidewater.example.com/unsubscribe"  # takes the one-click POST of RFC 8058
+    unsubscribe_mailto: str = "unsubscribe@tidewater.example.com"  # for mail programs without one-click
+    currency: str = "USD"  # of prices whose event names none
+    locale: str = "en"  # where a customer's is not known
+    timezone: str = "America/New_York"  # IANA name, where a customer's is not known
     agent_name: str = "Robin"  # who signs care mails
 
 
 class SendingSettings(Section, frozen=True):
     """The gate's measures."""
 
-    cap: Count = 3  # mails a customer in each window
-    cap_window: float = 7 * 86400.0
-    quiet_start: str = "21:00"  # local time of the customer
-    quiet_end: str = "08:00"
-    holdout: Share = 0.05
-    care_ignores_cap: bool = True
+    cap: Count = 3  # mails to one customer in each window; more end as frequency_cap
+    cap_window: Time = 7 * 86400.0  # of the cap
+    quiet_start: str = "21:00"  # local time of the customer as "22:00"; mail waits from then on
+    quiet_end: str = "08:00"  # until then
+    holdout: Share = 0.05  # of customers that get no marketing mail, to compare with; 0 = none
+    care_ignores_cap: bool = True  # mail of priority 0 goes past the cap
 
 
 class WriterSettings(Section, frozen=True):
-    mode: Literal["guided", "free"] = "guided"
+    """What writes the words, and when it doesn't."""
+
+    mode: Literal["guided", "free"] = "guided"  # guided: along the phrase book; free: for larger base models
     base_model: str = ""  # a folder or .gguf file; empty = SmolLM2-135M-Instruct from PyPI
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    rows: Count = 16
-    threads: int = 0  # 0 = the machine's cores
-    temperature: float = 0.8
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # where the model runs
+    rows: Count = 16  # mails written at once
+    threads: Annotated[int, Meta(ge=0)] = 0  # 0 = the machine's cores
+    temperature: Annotated[float, Meta(gt=0.0)] = 0.8  # of the draw among clauses; lower = the likeliest more often
     explore: Share = 0.1  # of clauses drawn uniformly, so that the refit has something to learn from
     pool_size: Count = 8  # drafts kept for each (prompt, release)
     pool_oversample: Count = 2  # drafts written for each one kept
     fresh_share: Share = 0.1  # of intents written anew although the pool could serve
-    queue_seconds: float = 120.0  # a queue longer than this falls back to pool and templates
+    queue_seconds: Seconds = 120.0  # a queue longer than this falls back to pool and templates
 
 
 class TrainingSettings(Section, frozen=True):
-    interval: float = 3600.0  # seconds between scheduled refits
+    """The training service's fits, and how a release comes into service."""
+
+    interval: Time = 3600.0  # between scheduled refits
     min_examples: Count = 64  # new ones that make a refit worth while
     artifacts: str = ""  # fsspec URL; empty = <home>/artifacts
-    rank: Count = 8
-    learning_rate: float = 1e-3
-    steps: Count = 20
-    batch: Count = 8
-    replay: Share = 0.2
-    kl: float = 0.1
-    epsilon: float = 0.0  # of the adversarial perturbation, in units of the embeddings' mean norm; 0 = none
-    noise: float = 5.0  # NEFTune's alpha; 0 = none
+    rank: Count = 8  # of the adapter
+    learning_rate: Annotated[float, Meta(gt=0.0)] = 1e-3  # of the fit
+    steps: Count = 20  # of one fit
+    batch: Count = 8  # examples in each step
+    replay: Share = 0.2  # of a batch drawn from older examples
+    kl: Annotated[float, Meta(ge=0.0)] = 0.1  # weight of the distance from the base model
+    epsilon: Annotated[float, Meta(ge=0.0)] = 0.0  # of the adversarial perturbation, in units of the embeddings' mean norm; 0 = none
+    noise: Annotated[float, Meta(ge=0.0)] = 5.0  # NEFTune's alpha; 0 = none
     canary: Share = 0.25  # of a cluster's mails that a new release writes at first; 1 = all
     canary_mails: Count = 50  # of a new release without harm, after which it serves all
-    canary_time: float = 86400.0  # seconds after which it does so with fewer
-    attribution: float = 7 * 86400.0
+    canary_time: Seconds = 86400.0  # after which it does so with fewer
+    attribution: Seconds = 7 * 86400.0  # after a mail in which an order counts as its success
 
 
 class MonitorSettings(Section, frozen=True):
-    port: Port = 9464
-    interval: float = 5.0
+    """Consumer lag and its verdicts."""
+
+    port: Port = 9464  # of /metrics; one that is taken gives way to a free one
+    interval: Time = 5.0  # between two looks
     groups: str = ""  # regular expression; empty = Mailtide's own
-    patience: float = 60.0  # without progress before members are called stalled, or growing lag a trend
+    patience: Seconds = 60.0  # without progress before members are called stalled, or growing lag a trend
 
 
 class StoreSettings(Section, frozen=True):
     """``profiles``: an SQLAlchemy URL (empty: SQLite under the home); ``key``: base64 of 32 bytes (empty: kept in ``<home>/keys``)."""
 
-    profiles: str = ""
-    key: str = ""
+    profiles: str = ""  # an SQLAlchemy URL; empty = SQLite under the home
+    key: str = ""  # base64 of 32 bytes, the master key of the profiles; empty = kept in <home>/keys
 
 
 class Trigger(Section, frozen=True):
     """One trigger as ``mailtide.toml`` spells it under ``[[trigger]]``; see docs/triggers.md."""
 
-    name: str
+    name: Annotated[str, Meta(min_length=1)]  # the phrase book's chapter, each once
     on: str | tuple[str, ...]  # an event's name or several, or "rhythm" (a look at the customer every few days)
-    kind: Literal["event", "replenishment", "win_back", "recommendation", "coupon", "birthday"] = "event"
+    kind: Literal["event", "replenishment", "win_back", "recommendation", "coupon", "birthday"] = "event"  # what a look searches for
     where: str = ""  # on the event: 'total >= 20 and coupon != ""'
-    wait: float = 0.0
+    wait: Seconds = 0.0  # after the event, before it fires
     restart: bool = False  # a further such event begins the wait anew, with its own facts
     cancel_on: tuple[str, ...] = ()  # events that end the wait, and the mail until it is sent
     condition: str = ""  # on the features; checked when the wait ends and again at the gate
-    use_by: float = 86400.0
-    priority: Annotated[int, Meta(ge=0, le=9)] = 5
-    re_entry: float = 30 * 86400.0  # the same customer not again before
-    threshold: float = 0.0  # win_back: P(no return in 30 days); replenishment: hazard in 7 days
+    use_by: Time = 86400.0  # after it fired; later it ends as expired
+    priority: Annotated[int, Meta(ge=0, le=9)] = 5  # 0 (care) to 9 (can wait)
+    re_entry: Seconds = 30 * 86400.0  # the same customer not again before
+    threshold: Share = 0.0  # win_back: P(no return in 30 days); replenishment: hazard in 7 days
     marketing: bool = True  # False: service mail
-    tone: str = ""  # fixed tone; empty = chosen
+    tone: Literal["", "warm", "crisp", "playful"] = ""  # fixed tone; empty = chosen
     code: str = ""  # coupon code that a coupon mail offers
     offer: str = ""  # its wording as a fact: "10% off"
-    enabled: bool = True
+    enabled: bool = True  # false keeps it in the file without effect
 
     @property
     def starts(self) -> tuple[str, ...]:
@@ -157,10 +166,10 @@ class Trigger(Section, frozen=True):
 class Settings(Section, frozen=True):
     """Everything. ``home`` is where state lives."""
 
-    home: str = ".mailtide"
-    clock: Literal["event", "wall"] = "wall"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    patience: float = 120.0  # without progress, with work left, before a worker starts itself again
+    home: str = ".mailtide"  # folder of all state; delete it, and Mailtide is new
+    clock: Literal["event", "wall"] = "wall"  # which time the timers follow
+    log_level: Literal["debug", "info", "warning", "error"] = "info"  # debug: what the client libraries say, too
+    patience: Time = 120.0  # without progress, with work left, before a worker starts itself again
     health_port: Port = 0  # of each worker and trainer; one that is taken gives way to a free one
     listen_host: str = "127.0.0.1"  # where health and metrics are served; "0.0.0.0" inside a container
     kafka: KafkaSettings = KafkaSettings()

@@ -71,7 +71,42 @@ def test_each_trigger_mistake_has_its_own_line(tmp_path: Path) -> None:
 def test_config_check_names_the_line_of_a_condition(tmp_path: Path) -> None:
     file = tmp_path / "mailtide.toml"
     file.write_text('[[trigger]]\nname = "welcome"\non = "page"\n\n[[trigger]]\nname = "coupon"\non = "rhythm"\ncondition = "foo > 1"\n')
-    assert next(line for line in configuration(file) if "'foo' is not known" in line).startswith(f"{file}:5: ")
+    assert next(line for line in configuration(file) if "'foo' is not known" in line).startswith(f"{file}:8: ")
+
+
+def test_config_check_tells_typing_and_logic_in_one_go(tmp_path: Path) -> None:
+    file = tmp_path / "mailtide.toml"
+    file.write_text(
+        '[kafka]\nprot = 3\n[sending]\nquiet_start = 22\nquiet_end = "8 am"\n[shop]\ntimezone = "America/NewYork"\n'
+        '[[trigger]]\nname = "welcome"\non = "identfy"\ncondition = "ordrs > 2 and vists > 1"\nuse_by = "0 days"\n'
+        '[[trigger]]\nname = "welcome"\non = "page"\ncancel_on = ["Nope"]\nkind = "win_back"\nwait = -4\ntone = "snappy"\n'
+        '[[trigger]]\non = "rhythm"\nwhere = "total > 3"\n'
+        '[[trigger]]\nname = "birthday"\nkind = "birthday"\nwait = "1 day"\n'
+    )
+    found = configuration(file)
+    expected = [
+        (2, "did you mean 'port'?"),
+        (4, 'as "22:00"'),
+        (12, "use_by = '0 days'"),
+        (18, "wait = -4"),
+        (19, "choose among 'warm', 'crisp', 'playful'"),
+        (20, "trigger[2] has no 'name'"),
+        (23, "trigger[3] has no 'on'"),
+        (5, "sending.quiet_end = '8 am' is no time of day"),
+        (7, "did you mean 'America/New_York'?"),
+        (10, "did you mean 'identify'?"),
+        (11, "did you mean 'orders'?"),
+        (11, "did you mean 'visits'?"),
+        (16, "'Nope', which is no event"),
+        (17, "write on = 'rhythm'"),
+        (14, "stands twice"),
+        (22, "write it as condition"),
+        (26, "take wait away"),
+    ]
+    assert len(found) == len(expected), found
+    for line, (number, said) in zip(found, expected, strict=True):
+        assert line.startswith(f"{file}:{number}: ")
+        assert said in line
 
 
 def test_config_check_finds_a_shop_whose_unsubscribe_link_is_the_example_s(tmp_path: Path) -> None:

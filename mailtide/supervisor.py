@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from mailtide.lastwords import why
 from mailtide.processes import spawn, stop
 from schemas.config import Settings
 
@@ -45,6 +46,8 @@ class Service:
     name: str
     command: list[str]
     process: subprocess.Popen[bytes] | None = None
+    log: Path = Path()
+    logged: int = 0  # bytes that lay in the log before this start
     deaths: int = 0
     again_at: float = 0.0
 
@@ -66,7 +69,8 @@ class Supervisor:
             self._launch(service)
 
     def _launch(self, service: Service) -> None:
-        out = Path(self.settings.home) / "logs" / f"{service.name}.log"
+        service.log = out = Path(self.settings.home) / "logs" / f"{service.name}.log"
+        service.logged = out.stat().st_size if out.exists() else 0
         command = [sys.executable, "-m", "mailtide", *service.command]
         service.process = spawn(command, out, env=environment(self.settings) | dict(self.extra_environment))
 
@@ -77,7 +81,8 @@ class Supervisor:
             if service.process is not None and service.process.poll() is not None:
                 service.deaths += 1
                 pause = min(0.5 * 2 ** (service.deaths - 1), LONGEST_PAUSE)
-                log.warning("service_died", service=service.name, code=service.process.returncode, restart_in_seconds=pause)
+                told = {"why": why(service.log, service.logged) or "it said nothing", "log": str(service.log)}
+                log.warning("service_died", service=service.name, code=service.process.returncode, restart_in_seconds=pause, **told)
                 service.process, service.again_at = None, now + pause
             elif service.process is None and now >= service.again_at:
                 self._launch(service)

@@ -17,8 +17,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
-from schemas.errors import StoreError
+from schemas.errors import ForeignState
 from schemas.mail import Facts
+from schemas.topics import CUSTOMERS
 
 VERSION = 2  # of the bytes: one more with each change of what follows
 MOST_CATEGORIES, KEPT_CATEGORIES = 36, 30  # kinds of goods: past the first the least bought go, down to the second
@@ -281,7 +282,7 @@ pack = _encode  # of a timer's facts
 
 
 def load(data: bytes) -> State:
-    """State from its bytes. StoreError where they are no state of this version, ``msgspec.DecodeError`` where they are torn."""
+    """State from its bytes. ForeignState where they are no state of this version, ``msgspec.DecodeError`` where they are torn."""
     return _decode(_checked(data))
 
 
@@ -313,10 +314,7 @@ def sizes(data: bytes) -> Sizes:
 
 def _checked(data: bytes) -> bytes:
     if not data.startswith(_BEGIN):
-        raise StoreError(
-            f"a customer's state is not of version {VERSION}: it was written by another Mailtide; "
-            "delete the state under the home and the topic of the customers, and the events are applied anew"
-        )
+        raise ForeignState(f"a state in {CUSTOMERS} is not of version {VERSION}: another Mailtide wrote it; see docs/operations.md")
     return data
 
 

@@ -10,6 +10,7 @@
     ├── PhrasebookError      a clause or file of the phrase book
     ├── ArtifactError        a missing, torn or foreign adapter
     ├── StoreError           profiles, keys, local state (a full disk among them)
+    │   └── ForeignState     a customer's state in the bytes of another version
     └── SourceError          a replay source that can't be read
 """
 
@@ -39,6 +40,9 @@ class ArtifactError(MailtideError): ...
 
 
 class StoreError(MailtideError): ...
+
+
+class ForeignState(StoreError): ...
 
 
 class SourceError(MailtideError): ...

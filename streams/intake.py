@@ -20,7 +20,7 @@ from aiokafka.errors import KafkaError
 
 from models.passes import Pass, applied_offset, next_timer
 from schemas.config import Settings
-from schemas.errors import KafkaUnavailable, StoreError, TopicMismatch
+from schemas.errors import ForeignState, KafkaUnavailable, StoreError, TopicMismatch
 from schemas.events import Event
 from schemas.mail import Gone, encode
 from schemas.topics import CLUSTERS, CUSTOMERS, DEAD_LETTERS, EVENTS, FEEDBACK, GATE, INTENTS, ITEMS, RHYTHM, TONES, VECTORS
@@ -131,6 +131,10 @@ class Intake:
                 part.schedule.set(customer, self.next_timer(state))
                 if count % 10_000 == 0:
                     await asyncio.sleep(0)
+        except ForeignState as error:
+            await changelog.stop()
+            store.close()
+            raise StoreError(self._anew(str(error).split(";")[0])) from error
         except BaseException:  # a cancelled takeover lets go of the files, too
             await changelog.stop()
             store.close()
@@ -139,6 +143,16 @@ class Intake:
         part.tell()
         place = {"group": self.app.group, "topic": topic, "partition": number, "offset": part.clock.offset}
         log.info("partition taken over", extra=place)
+
+    def _anew(self, said: str) -> str:
+        """The commands after which the events are applied from the first on."""
+        server, customers = self.settings.kafka.bootstrap, self.topic[CUSTOMERS]
+        return (
+            f"{said} (topic {customers}, folder {self.home.parent}). Stop the workers, then: rm -r {self.home.parent} && "
+            f"kafka-topics.sh --bootstrap-server {server} --delete --topic {customers} && "
+            f"kafka-consumer-groups.sh --bootstrap-server {server} --group {self.app.group} --topic {self.topic[EVENTS]} "
+            "--reset-offsets --to-earliest --execute && mailtide topics create"
+        )
 
     async def revoked(self, topic: str, number: int) -> None:
         """Let what is in flight land; the next owner reads it from the changelog."""

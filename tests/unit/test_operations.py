@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from mailtide import endpoints, health
+from mailtide import endpoints, health, lastwords, supervisor
 from monitoring.http import listen
-from schemas.config import Settings
+from schemas.config import KafkaSettings, Settings
 from schemas.errors import SettingsError
 from streams.metrics import Stages, labelled, writing
 
@@ -186,3 +186,44 @@ def test_logs_are_json_with_the_records_place_and_nothing_else_of_extra() -> Non
         assert line["timestamp"]
         assert line["level"] == "info"
     assert "maria" not in done.stderr
+
+
+def test_a_service_that_dies_says_why_and_where_its_log_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    services = {"intake": ["topics", "check"]}
+    watch = supervisor.Supervisor(Settings(home=str(tmp_path), kafka=KafkaSettings(bootstrap="127.0.0.1:1")), services)
+    log = tmp_path / "logs" / "intake.log"
+    log.parent.mkdir()
+    log.write_text("mailtide: of an earlier start\n")
+    watch.start()
+    try:
+        assert watch.running[0].process is not None
+        watch.running[0].process.wait(120)
+        watch.tick()
+    finally:
+        watch.stop()
+    said = capsys.readouterr().out
+    assert "service_died" in said
+    assert "no Kafka answers at 127.0.0.1:1: start it, or mend MAILTIDE_KAFKA" in said
+    assert str(log) in said
+    assert "earlier" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"event": "partition taken over", "level": "info"}\nmailtide: port 1 is taken\n', "port 1 is taken"),
+        ('Traceback (most recent call last):\n  File "x", line 1\nValueError: no such thing\n', "ValueError: no such thing"),
+        (
+            '{"event": "worker_failed", "level": "error", "error": "StoreError: full"}\n{"event": "bye", "level": "info"}',
+            "worker_failed: StoreError: full",
+        ),
+        ('{"event": "left", "level": "error", "exception": "Traceback\\n  File\\nKeyError: 1"}\n', "left: KeyError: 1"),
+        ("Killed\n\n", "Killed"),
+        ("", ""),
+    ],
+)
+def test_last_words(text: str, expected: str, tmp_path: Path) -> None:
+    log = tmp_path / "intake.log"
+    assert lastwords.why(log) == ""
+    log.write_text("mailtide: earlier\n" + text)
+    assert lastwords.why(log, len("mailtide: earlier\n")) == expected

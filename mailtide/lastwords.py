@@ -1,0 +1,39 @@
+"""Why a process died, from what it logged last."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+LONGEST = 64 << 10  # bytes read from the end: a traceback with its notes is shorter
+WORDS = 800  # characters of it that a supervisor repeats: the longest mend is some 600
+
+
+def why(log: Path, start: int = 0) -> str:
+    """One line: the last error in what ``log`` holds from byte ``start`` on, else its last line; empty where there is none."""
+    try:
+        with log.open("rb") as file:
+            end = file.seek(0, 2)
+            file.seek(max(start if start <= end else 0, end - LONGEST))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    told = [line for line in map(_told, lines) if line[1]]
+    errors = [text for error, text in told if error]
+    return (errors or [text for _, text in told] or [""])[-1][:WORDS]
+
+
+def _told(line: str) -> tuple[bool, str]:
+    """Whether the line tells an error, and what it says; a traceback's own lines say nothing."""
+    if line.startswith("mailtide: "):
+        return True, line.removeprefix("mailtide: ")
+    try:
+        record = json.loads(line)
+    except ValueError:
+        name = line.split(":")[0]
+        return name.endswith(("Error", "Exception", "Unavailable")) and " " not in name, line.strip() if line[:1].strip() else ""
+    if not isinstance(record, dict):
+        return False, line.strip()
+    lasts = str(record.get("exception") or "").strip().splitlines()[-1:]
+    said = [str(record.get("event", "")), str(record.get("error") or ""), *lasts]
+    return record.get("level") in ("error", "critical"), ": ".join(part for part in said if part)

@@ -21,6 +21,7 @@ from monitoring.mail import MailFollower, Waiting
 from monitoring.service import serve, wanted_groups
 from monitoring.verdict import FEWEST
 from schemas.config import Settings
+from schemas.topics import READERS
 
 BETWEEN = 0.5  # seconds between the looks of one answer; a rate needs two, a verdict three
 WATCH = 1.0
@@ -29,7 +30,7 @@ CATCH_UP = 60.0  # seconds that reading the mail topics may take
 
 @contextmanager
 def _looking(settings: Settings, group: str | None) -> Iterator[tuple[Collector, MailFollower]]:
-    collector, follower = Collector(settings, wanted_groups(settings, group)), MailFollower(settings)
+    collector, follower = Collector(settings, wanted_groups(settings, group), expected=READERS), MailFollower(settings)
     try:
         yield collector, follower
     finally:
@@ -65,9 +66,8 @@ def tables(rows: Sequence[Row], waiting: Sequence[Waiting]) -> Group:
     lag = Table("group", "topic", "partition", "committed", "end", "lag", "seconds", "rate/s", "drain s", "state", title="Consumer lag")
     for row in rows:
         cells = (row.lag_seconds, row.rate, row.drain_seconds)
-        lag.add_row(
-            row.group, row.topic, str(row.partition), f"{row.committed:,}", f"{row.end:,}", f"{row.lag:,}", *map(_number, cells), row.state
-        )
+        committed = "no commit yet" if row.committed is None else f"{row.committed:,}"
+        lag.add_row(row.group, row.topic, str(row.partition), committed, f"{row.end:,}", f"{row.lag:,}", *map(_number, cells), row.state)
     mail = Table("stage", "trigger", "intents", "oldest s", "will expire", title="Mail that waits")
     for one in waiting:
         mail.add_row(one.stage, one.trigger, f"{one.intents:,}", f"{one.oldest_seconds:,.0f}", f"{one.will_expire:,}")

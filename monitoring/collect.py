@@ -1,12 +1,12 @@
-"""One look at a cluster: committed offsets first, log ends second, a row for each pair that committed something."""
+"""One look at a cluster: committed offsets first, log ends second, a row for each pair that committed something or is expected to."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -39,7 +39,7 @@ class Row:
     group: str
     topic: str
     partition: int
-    committed: int
+    committed: int | None  # None: nothing yet, so that all that is kept is lag
     end: int
     lag: int
     lag_seconds: float | None
@@ -52,11 +52,15 @@ class Row:
 
 @dataclass
 class Collector:
-    """Keeps the windows between looks. ``wanted`` decides which groups are looked at."""
+    """Keeps the windows between looks. ``wanted`` decides which groups are looked at.
+
+    ``expected``: topics by group that get rows, after the others, also before their first commit. They begin at the oldest record.
+    """
 
     settings: Settings
     wanted: Callable[[str], bool]
     clock: Callable[[], float] = time.time
+    expected: Mapping[str, Iterable[str]] = field(default_factory=dict)
     windows: dict[Pair, deque[Sample]] = field(default_factory=dict)
     groups: dict[str, Group] = field(default_factory=dict)
     scrape_seconds: float = 0.0
@@ -94,23 +98,39 @@ class Collector:
             self._admin = KafkaAdminClient(**options(self.settings.kafka))
         states = self._names()
         committed = self._committed(sorted(states))
-        places = sorted({place for _, place in committed})
+        fresh = self._uncommitted(committed)
+        places = sorted({place for _, place in (*committed, *fresh)})
         ends, starts = self._offsets(places, OffsetSpec.LATEST), self._offsets(places, OffsetSpec.EARLIEST)
         now = self.clock()
         self._describe(states, now)
-        for pair, offset in committed.items():
+        looked = committed | {pair: starts[pair[1]] for pair in fresh if pair[1] in starts}
+        for pair, offset in looked.items():
             if pair[1] in ends:
                 self._keep(
                     self.windows.setdefault(pair, deque()),
                     self._patience(pair[0]),
                     Sample(now, offset, ends[pair[1]], starts.get(pair[1], 0)),
                 )
-        for gone in [pair for pair in self.windows if pair not in committed]:
+        for gone in [pair for pair in self.windows if pair not in looked]:
             del self.windows[gone]
-        shown = [(pair, offset) for pair, offset in sorted(committed.items()) if pair[1] in ends]
+        began = {(group, place.topic) for group, place in committed}
+        # An empty partition beside others that are read says nothing.
+        mute = {pair for pair in fresh if (pair[0], pair[1].topic) in began and ends.get(pair[1]) == starts.get(pair[1])}
+        order = sorted(looked.items(), key=lambda one: (one[0] in fresh, one))
+        shown = [(pair, offset) for pair, offset in order if pair[1] in ends and pair not in mute]
         # A record outside the log can't be read, and asking would move the consumer elsewhere.
         times = self._ages.of((*pair, at) for pair, at in shown if starts.get(pair[1], 0) <= at < ends[pair[1]])
-        return [self._row(pair, now, times.get((pair[1], offset))) for pair, offset in shown]
+        rows = [self._row(pair, now, times.get((pair[1], offset))) for pair, offset in shown]
+        return [replace(row, committed=None) if pair in fresh else row for row, (pair, _) in zip(rows, shown, strict=True)]
+
+    def _uncommitted(self, committed: Mapping[Pair, int]) -> set[Pair]:
+        """What is expected and has no commit."""
+        wanted = {self.settings.kafka.topic(group): topics for group, topics in self.expected.items()}
+        pairs = {(group, self.settings.kafka.topic(name)) for group, topics in wanted.items() if self.wanted(group) for name in topics}
+        present = {name for _, name in pairs} & set(self._admin.list_topics()) if pairs else set()
+        counts = {row["name"]: len(row["partitions"]) for row in self._admin.describe_topics(sorted(present))} if present else {}
+        every = {(group, TopicPartition(name, number)) for group, name in pairs for number in range(counts.get(name, 0))}
+        return every - committed.keys()
 
     def _patience(self, group: str) -> float:
         return max(self.settings.monitor.patience, ROUND if ROUNDS.search(group) else 0.0)
@@ -174,7 +194,7 @@ class Collector:
             answer = told.get(name)
             # DescribeGroups knows nothing of a group of the newer protocol (KIP-848); the listing's state must do.
             fresh[name] = after(self.groups.get(name), name, state, None if answer is None or answer.get("error") else answer, now)
-        self.groups = fresh
+        self.groups = {name: Group(name, "Dead", 0) for name in map(self.settings.kafka.topic, self.expected)} | fresh
 
     def _row(self, pair: Pair, now: float, record_time: float | None) -> Row:
         (name, place), samples, group = pair, list(self.windows[pair]), self.groups[pair[0]]

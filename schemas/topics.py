@@ -77,3 +77,12 @@ TOPICS: tuple[Topic, ...] = (
     Topic(CUSTOMERS, "intake's state of each customer, as its partition's next owner will find it", cleanup="compact"),
     Topic(EXAMPLES, "contexts and texts that the trainer learns from", partitions=6, retention_ms=180 * DAY_MS),
 )
+
+# Which of our consumer groups read what: each begins at the oldest record that is kept.
+READERS: dict[str, tuple[str, ...]] = {
+    "mailtide-intake": (EVENTS,),
+    "mailtide-clusters": (VECTORS,),
+    "mailtide-writer": (INTENTS,),
+    "mailtide-sender": (DRAFTS, GATE),
+    "mailtide-trainer": (EXAMPLES,),
+}

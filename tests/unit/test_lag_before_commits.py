@@ -1,0 +1,83 @@
+"""Groups of ours stand in the lag's table before their first commit: with all that is kept, and no commit."""
+
+from __future__ import annotations
+
+import importlib
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from kafka import TopicPartition
+from kafka.admin import OffsetSpec
+from rich.console import Console
+
+from mailtide import lag
+from monitoring.collect import Collector, Row
+from monitoring.service import wanted_groups
+from monitoring.verdict import State
+from schemas.config import KafkaSettings, Settings
+from schemas.topics import DRAFTS, EVENTS, READERS
+
+
+class Cluster:
+    """An admin client's answers: one group that committed in a partition of two topics with three partitions each."""
+
+    ends = (10, 7, 0)
+
+    def list_groups(self) -> list[dict[str, str]]:
+        return [{"group_id": "p.mailtide-intake", "protocol_type": "consumer", "group_state": "Empty"}]
+
+    def list_group_offsets(self, groups: dict[str, None]) -> dict[str, Any]:
+        return {name: {TopicPartition("p." + EVENTS, 0): SimpleNamespace(offset=4)} for name in groups}
+
+    def list_topics(self) -> list[str]:
+        return ["p." + EVENTS, "p." + DRAFTS]
+
+    def describe_topics(self, names: list[str]) -> list[dict[str, Any]]:
+        return [{"name": name, "partitions": [0, 1, 2]} for name in names]
+
+    def list_partition_offsets(self, wanted: dict[TopicPartition, Any]) -> dict[TopicPartition, Any]:
+        return {
+            place: SimpleNamespace(offset=self.ends[place.partition] if spec == OffsetSpec.LATEST else min(2, self.ends[place.partition]))
+            for place, spec in wanted.items()
+        }
+
+    def describe_groups(self, names: list[str]) -> dict[str, Any]:
+        return {name: {"group_state": "Empty", "members": []} for name in names}
+
+
+def looked(group: str | None = None, **expected: Any) -> list[Row]:
+    settings = Settings(kafka=KafkaSettings(prefix="p."))
+    collector = Collector(settings, wanted_groups(settings, group), clock=lambda: 0.0, **expected)
+    collector._admin = Cluster()
+    collector._ages = SimpleNamespace(of=lambda asked: dict.fromkeys(((place, at) for _, place, at in asked), 0.0))  # type: ignore[assignment]
+    for _ in range(2):
+        collector.look()
+    return collector.look()
+
+
+def test_rows_before_the_first_commit_come_last_with_all_that_is_kept() -> None:
+    rows = looked(expected=READERS)
+    told = [(row.group.removeprefix("p.mailtide-"), row.topic.removeprefix("p."), row.partition, row.committed, row.lag) for row in rows]
+    assert told == [
+        ("intake", EVENTS, 0, 4, 6),
+        ("intake", EVENTS, 1, None, 5),  # its empty third partition says nothing
+        ("sender", DRAFTS, 0, None, 8),
+        ("sender", DRAFTS, 1, None, 5),
+        ("sender", DRAFTS, 2, None, 0),
+    ]
+    assert [row.state for row in rows] == [State.STOP] * 4 + [State.OK]
+    said = io.StringIO()
+    Console(file=said, width=200).print(lag.tables(rows, ()))
+    assert said.getvalue().count("no commit yet") == 4
+
+
+def test_a_group_that_is_asked_for_is_alone_and_the_monitor_keeps_to_commits() -> None:
+    assert {row.group for row in looked("p.mailtide-sender", expected=READERS)} == {"p.mailtide-sender"}
+    assert [(row.partition, row.committed) for row in looked()] == [(0, 4)]
+
+
+@pytest.mark.parametrize("module", ["streams.intake", "streams.learners", "streams.writer", "streams.sender", "training.membership"])
+def test_the_readers_are_the_groups_that_the_stages_join(module: str) -> None:
+    assert importlib.import_module(module).GROUP in READERS

@@ -93,6 +93,7 @@ class WriterSettings(Section, frozen=True):
     rows: Count = 16  # mails written at once
     threads: Annotated[int, Meta(ge=0)] = 0  # 0 = the machine's cores
     temperature: Annotated[float, Meta(gt=0.0)] = 0.8  # of the draw among clauses; lower = the likeliest more often
+    untaught_temperature: Annotated[float, Meta(gt=0.0)] = 2.4  # the same, of the base model until a cluster's first release
     explore: Share = 0.1  # of clauses drawn uniformly, so that the refit has something to learn from
     pool_size: Count = 8  # drafts kept for each (prompt, release)
     pool_oversample: Count = 2  # drafts written for each one kept

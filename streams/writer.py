@@ -294,7 +294,9 @@ class Desk:
                 return Free(words, slots, seed=number, temperature=w.temperature)
             kinds = (prompt.trigger, prompt.tone, slots, prompt.goods, prompt.situation)
             odds = adapter.odds if adapter is not None else None
-            return Guided(words, self.book, *kinds, seed=number, temperature=w.temperature, explore=w.explore, odds=odds)
+            # The base alone knows good English, not what suits an email: the book's tags outweigh it until feedback taught an adapter.
+            temperature = w.untaught_temperature if adapter is None else w.temperature
+            return Guided(words, self.book, *kinds, seed=number, temperature=temperature, explore=w.explore, odds=odds)
 
         count = w.pool_oversample if w.mode == "free" else 1
         tokens = words.encode(render(prompt))

@@ -27,9 +27,10 @@ from models.slots import ALWAYS, EXAMPLES, fill
 from models.writer import Engine, Free, Guided, Model, Request, Walk, Written, locate, prepare
 from models.writer.automaton import Words
 from models.writer.base import HOUSE
+from schemas.config import WriterSettings
 from training.scenes import UNSEEN, Scene, scenes
 
-TEMPERATURE = 0.8
+TEMPERATURE = WriterSettings().untaught_temperature  # no adapter speaks here
 
 
 def guided(words: Words, book: Book, scene: Scene, seed: int, explore: float = 0.0) -> Guided:

@@ -34,9 +34,8 @@ def alone(engine: Engine, book: Book, draft: Draft, adapter: Adapter | None, set
 
     def walk() -> Guided:
         kinds = (prompt.trigger, prompt.tone, frozenset(prompt.slots) | ALWAYS, prompt.goods, prompt.situation)
-        return Guided(
-            engine.model.words, book, *kinds, seed=draft.seed, temperature=settings.writer.temperature, explore=settings.writer.explore
-        )
+        temperature = settings.writer.untaught_temperature if adapter is None else settings.writer.temperature
+        return Guided(engine.model.words, book, *kinds, seed=draft.seed, temperature=temperature, explore=settings.writer.explore)
 
     return engine.submit(Request(engine.model.words.encode(render(prompt)), walk, adapter)).result(60).text
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from mailtide import endpoints
+from mailtide import endpoints, logs
 from mailtide.jars import java, kafka_jars
 from mailtide.processes import spawn, stop
 from schemas.config import Settings, kafka_python_options
@@ -23,6 +23,7 @@ from schemas.errors import KafkaUnavailable
 
 START_SECONDS = 120.0  # a cold 2-core machine takes 5, a crowded one 30; a broker that dies is noticed at once
 STOP_SECONDS = 20.0
+GONE_SECONDS = 15.0  # without an answer from a broker that did answer, after which it is no longer waited for
 
 PROPERTIES = """\
 process.roles=broker,controller
@@ -60,6 +61,11 @@ def free_port() -> int:
 
 def reachable(settings: Settings, timeout: float = 5.0) -> bool:
     """Whether a broker answers at the settings' bootstrap servers."""
+    with logs.hushed("kafka"):
+        return _answers(settings, timeout)
+
+
+def _answers(settings: Settings, timeout: float) -> bool:
     from kafka.admin import KafkaAdminClient
 
     try:
@@ -98,6 +104,7 @@ def running(settings: Settings) -> Iterator[Settings]:
         except BlockingIOError:
             yield _of_another_process(settings)
             return
+        endpoints.sweep(home)
         broker, bootstrap = start(settings)
         endpoints.put(home, kafka=bootstrap)
         try:
@@ -107,27 +114,70 @@ def running(settings: Settings) -> Iterator[Settings]:
             stop(broker, STOP_SECONDS)
 
 
+@contextlib.contextmanager
+def reading(settings: Settings) -> Iterator[Settings]:
+    """As ``running``, for commands that only read: no Kafka is made for them in a folder that has none.
+
+    Raises KafkaUnavailable there, too.
+    """
+    home = Path(settings.home)
+    if not settings.kafka.bootstrap and not (home / "kafka" / "data" / "meta.properties").exists() and not _held(home):
+        raise KafkaUnavailable(f"no Mailtide data in {home.resolve()}; run in the shop's folder or set MAILTIDE_HOME / MAILTIDE_KAFKA")
+    with running(settings) as ready:
+        yield ready
+
+
+def _held(home: Path) -> bool:
+    """Another process has this home's broker, or is about to start it."""
+    try:
+        with (home / "run" / "kafka.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def with_bootstrap(settings: Settings, bootstrap: str) -> Settings:
     """The same settings with this broker."""
     return msgspec.structs.replace(settings, kafka=msgspec.structs.replace(settings.kafka, bootstrap=bootstrap))
 
 
 def _of_another_process(settings: Settings) -> Settings:
-    deadline = time.monotonic() + START_SECONDS
+    deadline, gone = time.monotonic() + START_SECONDS, 0.0
     while time.monotonic() < deadline:
         bootstrap = endpoints.read(Path(settings.home)).get("kafka")
         if isinstance(bootstrap, str):
             ready = with_bootstrap(settings, bootstrap)
             if reachable(ready):
                 return ready
+            gone = gone or time.monotonic()
+            if time.monotonic() - gone > GONE_SECONDS:
+                break
         time.sleep(0.2)
     raise KafkaUnavailable(f"another process holds {settings.home}/run/kafka.lock but its Kafka doesn't answer: stop that process")
+
+
+def _let_go(data: Path) -> None:
+    """Wait for the broker of a killed process, which may still be closing its files; KafkaUnavailable where it won't."""
+    deadline = time.monotonic() + STOP_SECONDS
+    with contextlib.suppress(FileNotFoundError), (data / ".lock").open("r+") as lock:
+        while True:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as the broker locks it
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise KafkaUnavailable(f"another Kafka still uses {data}: stop it, then start again") from None
+            time.sleep(0.1)
 
 
 def start(settings: Settings) -> tuple[subprocess.Popen[bytes], str]:
     """Format the data folder once, start the broker, wait until it answers: the process and its bootstrap server."""
     folder = Path(settings.home).resolve() / "kafka"
     folder.mkdir(parents=True, exist_ok=True)
+    _let_go(folder / "data")
     port = settings.kafka.port or free_port()
     if settings.kafka.port and not _can_bind(port):
         raise KafkaUnavailable(f"port {port} (kafka.port) is taken: choose another, or 0 for a free one")

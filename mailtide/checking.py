@@ -106,12 +106,12 @@ def coverage() -> list[dict[str, Any]]:
 
 
 def samples(trigger: str | None, tone: str | None, n: int, seed: int) -> Iterator[tuple[str, str]]:
-    """Whole mails with a heading each."""
+    """Whole mails with a heading each; SettingsError where there is no such trigger or tone."""
     book = Book.load()
     if trigger is not None and trigger not in book.triggers:
-        raise MailtideError(f"--trigger: {trigger!r} is not in the phrase book; choose among {', '.join(book.triggers)}")
+        raise SettingsError(f"{trigger!r} is not in the phrase book; choose among {', '.join(book.triggers)}")
     if tone is not None and tone not in TONES:
-        raise MailtideError(f"--tone: {tone!r} is no tone; choose among {', '.join(TONES)}")
+        raise SettingsError(f"{tone!r} is no tone; choose among {', '.join(TONES)}")
     for name in [trigger] if trigger else book.triggers:
         for each in [tone] if tone else TONES:
             for number, mail in enumerate(sample(book, name, each, n, seed), 1):

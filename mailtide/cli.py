@@ -40,9 +40,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 Clock = Annotated[str, typer.Option(help="Which time the timers follow: event or wall.")]
 
 
-def _settings(clock: str = "") -> Settings:
+def _settings(clock: str = "", service: bool = False) -> Settings:
     found = reading_settings.load()
-    logs.configure(found.log_level)
+    logs.configure(found.log_level, service)
     if not clock:
         return found
     if clock not in ("event", "wall"):
@@ -50,12 +50,12 @@ def _settings(clock: str = "") -> Settings:
     return msgspec.structs.replace(found, clock=clock)
 
 
-def _serving(clock: str = "") -> Settings:
+def _serving(clock: str = "", service: bool = False) -> Settings:
     """Settings with triggers that can work: a mistake is told now, not by a service that dies again and again."""
     from models.triggers import Rules
     from models.zones import Quiet
 
-    found = _settings(clock)
+    found = _settings(clock, service)
     try:
         Rules(found.trigger)
         Quiet(found.sending.quiet_start, found.sending.quiet_end, found.shop.timezone)
@@ -103,7 +103,7 @@ def worker(
         named(stages)
     except SettingsError as error:
         raise typer.BadParameter(str(error), param_hint="--stages") from error
-    run_worker(_serving(clock), stages)
+    run_worker(_serving(clock, service=True), stages)
 
 
 @app.command()
@@ -135,7 +135,7 @@ def topics_check() -> None:
     """Say how the cluster differs from the declaration; exit 1 where it does."""
     from mailtide import broker, topics
 
-    with broker.running(_settings()) as ready:
+    with broker.reading(_settings()) as ready:
         found = topics.differences(ready)
     for line in found:
         typer.echo(line)
@@ -148,7 +148,7 @@ def customer_show(customer: str, as_json: Json = False) -> None:
     from mailtide import broker
     from mailtide.customers import show
 
-    with broker.running(_settings()) as ready:
+    with broker.reading(_settings()) as ready:
         known = show(ready, customer)
     if as_json:
         _print(known)
@@ -203,8 +203,11 @@ def phrasebook_sample(
     """Whole mails composed from the phrase book, to read."""
     from mailtide.checking import samples
 
-    for heading, mail in samples(trigger, tone, n, seed):
-        typer.echo(f"── {heading}\n{mail}\n")
+    try:
+        for heading, mail in samples(trigger, tone, n, seed):
+            typer.echo(f"── {heading}\n{mail}\n")
+    except SettingsError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 @app.command()
@@ -213,8 +216,10 @@ def audit(as_json: Json = False) -> None:
     from mailtide import broker
     from mailtide.audit import audit as run_audit
 
-    with broker.running(_settings()) as ready:
+    with broker.reading(_settings()) as ready:
         report = run_audit(ready)
+    if not report.records and not report.events:
+        sys.stderr.write("mailtide: nothing to audit: no topic of Mailtide's holds a record here\n")
     document = msgspec.to_builtins(report)
     if as_json:
         _print(document)
@@ -238,7 +243,7 @@ def train(
         return
     if cluster is not None and not once:
         raise typer.BadParameter("goes with --once", param_hint="--cluster")
-    judged = run_train(_settings(), once, cluster, demo, err)
+    judged = run_train(_settings(service=not once), once, cluster, demo, err)
     if once:
         _print(judged)
 
@@ -260,7 +265,7 @@ def monitor() -> None:
     """Consumer lag and its verdicts; Prometheus at the monitor's port, /metrics."""
     from mailtide.lag import monitor as run_monitor
 
-    run_monitor(_settings())
+    run_monitor(_settings(service=True))
 
 
 @app.command()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+ANSWER_SECONDS = 1.0  # a listener on this machine takes a connection at once, or its backlog is full
 
 
 def read(home: Path) -> dict[str, Any]:
@@ -25,6 +29,21 @@ def put(home: Path, **named: Any) -> None:
 def drop(home: Path, name: str) -> None:
     """Take an endpoint out."""
     _change(home, lambda known: {key: value for key, value in known.items() if key != name})
+
+
+def sweep(home: Path) -> None:
+    """Take out what a killed process left: the broker, and all where nobody answers. For whoever holds the home's broker alone."""
+    if read(home):
+        _change(home, lambda known: {name: at for name, at in known.items() if name != "kafka" and _answers(str(at))})
+
+
+def _answers(address: str) -> bool:
+    place = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        with socket.create_connection((place.hostname or "", place.port or 0), ANSWER_SECONDS):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def _change(home: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

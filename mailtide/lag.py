@@ -40,7 +40,7 @@ def _looking(settings: Settings, group: str | None) -> Iterator[tuple[Collector,
 
 def look(settings: Settings, group: str | None) -> tuple[list[Row], Sequence[Waiting]]:
     """As many looks as a verdict needs, over a second: too short to call anything stalled; ``watch`` and the monitor do."""
-    with broker.running(settings) as ready, _looking(ready, group) as (collector, follower):
+    with broker.reading(settings) as ready, _looking(ready, group) as (collector, follower):
         for _ in range(FEWEST - 1):
             collector.look()
             time.sleep(BETWEEN)
@@ -54,7 +54,7 @@ def plain(rows: Sequence[Row] | Sequence[Waiting]) -> list[dict[str, Any]]:
 
 def watch(settings: Settings, group: str | None, console: Console) -> None:
     """A live table until Ctrl-C."""
-    with broker.running(settings) as ready, signals() as halt, _looking(ready, group) as (collector, follower):
+    with broker.reading(settings) as ready, signals() as halt, _looking(ready, group) as (collector, follower):
         with Live(console=console, auto_refresh=False) as live:
             while not halt.is_set():
                 live.update(tables(collector.look(), follower.look(time.time(), WATCH) or ()), refresh=True)

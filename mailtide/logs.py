@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 
@@ -15,8 +17,12 @@ PLACE = ("group", "topic", "partition", "offset", "worker", "service")  # of ``e
 OURS = ("mailtide", "streams", "models", "training", "monitoring", "schemas")
 
 
-def configure(level: str) -> None:
-    """Set up structlog and the standard library's logging alike."""
+def configure(level: str, service: bool = True) -> None:
+    """Set up structlog and the standard library's logging alike.
+
+    A service passes its libraries' warnings on. Any other command says in one line of its own what went wrong; at level
+    "debug" it passes them on, too.
+    """
     threshold = getattr(logging, level.upper())
     renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer(default=str)
     shared: list[structlog.typing.Processor] = [
@@ -38,8 +44,22 @@ def configure(level: str) -> None:
         )
     )
     # The streams' libraries tell every step of a rebalance; their warnings are enough for an operator.
-    logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
+    least = logging.WARNING if service or threshold == logging.DEBUG else logging.CRITICAL
+    logging.basicConfig(level=max(threshold, least), handlers=[handler], force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(threshold)
     logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)  # says of every busy moment that it was one
     logging.getLogger("jgo").setLevel(logging.ERROR)  # looks a Java up that we don't need, in vain, and says so at length
+
+
+@contextmanager
+def hushed(library: str) -> Iterator[None]:
+    """While the block asks whether something answers, the library need not say at length that it doesn't; at level "debug" it may."""
+    logger = logging.getLogger(library)
+    before = logger.level
+    if not logging.getLogger(OURS[0]).isEnabledFor(logging.DEBUG):
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -13,6 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from mailtide import broker, topics
 from mailtide.readers import Readers
 from mailtide.replay import answer_rest, replay
+from mailtide.sources import known
 from schemas.config import Settings
 
 
@@ -20,6 +21,7 @@ def main(
     settings: Settings, source: str, days: int | None, customers: int | None, speed: float | None, console: Console, reader: bool = False
 ) -> Any:
     """Publish until the source ends; the summary as plain data. ``reader``: simulated readers answer the mails that are sent."""
+    known(source)  # before a broker is started in vain
     with broker.running(settings) as ready:
         topics.create(ready)
         columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:,.0f} events"), TimeElapsedColumn())

@@ -77,9 +77,9 @@ def search(settings: Settings, cluster: str | None, trials: int, steps: int, con
 
     Raises MailtideError where there is nothing to try them on.
     """
-    from training.search import best_settings
+    with broker.reading(settings) as ready, _bars(console) as step:
+        from training.search import best_settings  # half a minute of torch, which a folder without data needn't wait for
 
-    with broker.running(settings) as ready, _bars(console) as step:
         return best_settings(ready, cluster, trials, steps, step)
 
 
@@ -87,7 +87,7 @@ def listing(settings: Settings) -> list[dict[str, Any]]:
     """The release that serves each cluster."""
     from training.releases import serving
 
-    with broker.running(settings) as ready:
+    with broker.reading(settings) as ready:
         return [msgspec.to_builtins(release) for _, release in sorted(serving(ready).items())]
 
 
@@ -95,7 +95,7 @@ def show(settings: Settings, cluster: str) -> list[dict[str, Any]]:
     """Every release of one cluster that is still on the topic, oldest first."""
     from training.releases import history
 
-    with broker.running(settings) as ready:
+    with broker.reading(settings) as ready:
         found = history(ready).get(cluster)
     if not found:
         raise MailtideError(f"no release of cluster {cluster!r}; see `mailtide release list`")
@@ -107,7 +107,7 @@ def rollback(settings: Settings, cluster: str) -> dict[str, Any]:
     from training.lineage import reverted
     from training.releases import publish, serving
 
-    with broker.running(settings) as ready:
+    with broker.reading(settings) as ready:
         bad = serving(ready).get(cluster)
         if bad is None:
             raise MailtideError(f"no release of cluster {cluster!r}; see `mailtide release list`")

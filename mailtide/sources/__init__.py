@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import tzinfo
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from schemas.errors import SourceError
@@ -26,6 +27,16 @@ class Opened:
     events: Iterator[Dated]
 
 
+def known(source: str) -> None:
+    """SourceError where there is no such source, or no such file: all that can be told before it is read."""
+    if source in ("complete-journey", "cdnow"):
+        return
+    if not source.endswith(".jsonl"):
+        raise SourceError(f"{source} is no source: complete-journey, cdnow or a file whose name ends in .jsonl")
+    if not Path(source).is_file():
+        raise SourceError(f"{source} can't be read: there is no such file")
+
+
 def open_source(source: str, days: int | None = None, customers: int | None = None) -> Opened:
     """``complete-journey``, ``cdnow`` or a path that ends in ``.jsonl``.
 
@@ -33,6 +44,7 @@ def open_source(source: str, days: int | None = None, customers: int | None = No
     those who are there in these days, by a hash of their id. SourceError where
     there is no such source or it can't be read.
     """
+    known(source)
     # Imported late: pandas takes half a second that a file of events need not wait for.
     if source == "complete-journey":
         from mailtide.sources import complete_journey
@@ -42,8 +54,6 @@ def open_source(source: str, days: int | None = None, customers: int | None = No
         from mailtide.sources import cdnow
 
         return Opened(cdnow.ZONE, cdnow.events(days, customers))
-    if source.endswith(".jsonl"):
-        from mailtide.sources import jsonl
+    from mailtide.sources import jsonl
 
-        return Opened(jsonl.ZONE, jsonl.events(source, days, customers))
-    raise SourceError(f"{source} is no source: complete-journey, cdnow or a file whose name ends in .jsonl")
+    return Opened(jsonl.ZONE, jsonl.events(source, days, customers))

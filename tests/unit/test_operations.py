@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -15,10 +17,10 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from mailtide import endpoints, health, lastwords, supervisor
+from mailtide import broker, endpoints, health, lastwords, supervisor
 from monitoring.http import listen
 from schemas.config import KafkaSettings, Settings
-from schemas.errors import SettingsError
+from schemas.errors import KafkaUnavailable, SettingsError
 from streams.metrics import Stages, labelled, writing
 
 
@@ -108,6 +110,49 @@ def test_what_stages_count_is_what_prometheus_reads() -> None:
     ):
         assert line in text.splitlines()
     assert generate_latest(registry).decode() == ""
+
+
+def test_what_a_killed_process_left_in_endpoints_is_swept(tmp_path: Path) -> None:
+    endpoints.sweep(tmp_path)
+    assert not (tmp_path / "run").exists()
+    with socket.create_server(("127.0.0.1", 0)) as alive, socket.create_server(("127.0.0.1", 0)) as closed:
+        lives, dead = (f"http://127.0.0.1:{one.getsockname()[1]}" for one in (alive, closed))
+        closed.close()
+        smtp = dead.replace("http", "smtp")
+        endpoints.put(tmp_path, kafka=lives.removeprefix("http://"), monitor=f"{dead}/metrics", smtp=smtp, **{"worker-w1": lives})
+        endpoints.sweep(tmp_path)
+        assert endpoints.read(tmp_path) == {"worker-w1": lives}  # another's broker may have the old one's port by now
+
+
+def test_a_broker_whose_parent_was_killed_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = tmp_path / ".lock"
+    broker._let_go(tmp_path)
+    lock.touch()
+    program = f"import fcntl, time; f = open({str(lock)!r}, 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); time.sleep(300)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            with monkeypatch.context() as impatient:
+                impatient.setattr(broker, "STOP_SECONDS", 0.0)
+                with pytest.raises(KafkaUnavailable, match="another Kafka still uses"):
+                    broker._let_go(tmp_path)
+            killing = threading.Timer(0.2, holder.kill)
+            killing.start()
+            broker._let_go(tmp_path)
+            assert holder.wait(60) < 0
+        finally:
+            holder.kill()
+
+
+def test_a_broker_that_is_gone_while_its_process_lives_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "GONE_SECONDS", 0.0)
+    monkeypatch.setattr(broker, "_answers", lambda *_: False)
+    endpoints.put(tmp_path, kafka="127.0.0.1:1")
+    with (tmp_path / "run" / "kafka.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(KafkaUnavailable, match="its Kafka doesn't answer"), broker.reading(Settings(home=str(tmp_path))):
+            pass
 
 
 def run(program: str) -> tuple[subprocess.CompletedProcess[str], float]:

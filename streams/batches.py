@@ -127,7 +127,7 @@ class BatchApp:
         lanes = list(self.lanes)
         await self._drain(lanes)
         # After an outage of the broker Faust was seen to wait for ever here: no consumer thread answered any more.
-        stopping = asyncio.ensure_future(app.stop())
+        stopping = asyncio.ensure_future(_leave(app))
         await asyncio.wait({stopping}, timeout=STOP_SECONDS)
         if stopping.done():
             stopping.result()
@@ -507,6 +507,12 @@ class _App(faust.App):
         """Nothing of Faust's lies on disk."""
 
 
+async def _leave(app: _App) -> None:
+    if app._consumer is not None:
+        await app.consumer.commit()
+    await app.stop()
+
+
 def _app(batches: BatchApp) -> _App:
     kafka = batches.kafka
     brokers = [f"kafka://{server}" for server in kafka.bootstrap.split(",")]
@@ -521,7 +527,9 @@ def _app(batches: BatchApp) -> _App:
         topic_allow_declare=False,
         table_standby_replicas=0,
         stream_buffer_maxsize=64,
-        stream_wait_empty=True,
+        # Lanes are drained by us, with an end. Faust's own wait has none, not even cancellation ends it, and it collects
+        # garbage at each acknowledgement: a batch that reached nobody would keep it, and a core, busy for ever.
+        stream_wait_empty=False,
         stream_recovery_delay=0.0,
         broker_commit_interval=COMMIT_INTERVAL,
         broker_session_timeout=kafka.session_timeout,

@@ -10,11 +10,13 @@ from typing import Any
 
 import faust
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import RebalanceInProgressError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from schemas.config import Settings
+from schemas.errors import KafkaUnavailable
 from schemas.topics import EVENTS
 from streams import batches
 from streams.batches import Batch, BatchApp
@@ -24,7 +26,7 @@ from streams.stall import Stalls
 pytestmark = pytest.mark.broker
 
 
-async def until(true: Callable[[], Awaitable[Any]] | Callable[[], Any], seconds: float = 90.0) -> None:
+async def until(true: Callable[[], Awaitable[Any]] | Callable[[], Any], seconds: float = 40.0) -> None:
     deadline = time.monotonic() + seconds
     while True:
         found = true()
@@ -193,3 +195,72 @@ async def test_a_batch_that_reached_nobody_holds_up_commits_for_ever(bench: Benc
     assert await bench.committed() == 0
     stalls, name = Stalls(patience=1.0, gap=1e9), f"{bench.topic}/0 commits"
     await until(lambda: name in stalls.look(time.monotonic(), bench.app.work()))
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+async def test_reading_again_leaves_out_what_was_never_committed(bench: Bench, monkeypatch: pytest.MonkeyPatch, guarded: bool) -> None:
+    """``seek_to_committed`` doesn't touch a partition without a commit: what was in doubt there would be skipped, and then committed."""
+    if not guarded:
+
+        async def nowhere(*_: Any) -> None:
+            return None
+
+        monkeypatch.setattr(driver.AIOKafkaConsumerThread, "seek_to_beginning", nowhere)
+    doubtful = await bench.batch(0)
+    bench.app.lanes[TP(bench.topic, 0)].open.discard(doubtful)
+    bench.app._faust.consumer.doubt = True  # type: ignore[union-attr]
+    await until(lambda: not bench.app._faust.consumer.doubt)  # type: ignore[union-attr]
+    await bench.batch(1)
+    for batch in bench.batches[0][1:]:
+        batch.done()
+    await until(lambda: _at(bench, 2))
+    assert bench.values() == ([0, 0, 1] if guarded else [0, 1])  # unguarded, what was in doubt is committed and never seen again
+
+
+async def test_a_refused_commit_counts_as_done_in_faust(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """consumer.py:1080; so the watch asks the broker what is committed, and finds the partition stuck."""
+
+    async def refused(*_: Any) -> bool:
+        return False
+
+    (await bench.batch(0)).done()
+    await until(lambda: _at(bench, 1))
+    monkeypatch.setattr(batches._Consumer, "_commit", refused)
+    (await bench.batch(1)).done()
+    tp = TP(bench.topic, 0)
+    await until(lambda: bench.app._faust.consumer._committed_offset[tp] == 2)  # type: ignore[union-attr]
+    assert await bench.committed() == 1
+    stalls, name = Stalls(patience=1.0, gap=1e9), f"{bench.topic}/0 commits"
+    await until(lambda: name in stalls.look(time.monotonic(), bench.app.work()))
+
+
+async def test_a_commit_that_fails_ends_the_app_and_leaving_ends_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faust passes over "already rebalanced" alone; anything else is the app's end, said in one line, and no loop tries for ever."""
+    tried = []
+
+    async def failing(*_: Any) -> None:
+        tried.append(1)
+        raise RebalanceInProgressError
+
+    monkeypatch.setattr(AIOKafkaConsumer, "commit", failing)
+    (await bench.batch(0)).done()
+    with pytest.raises(KafkaUnavailable, match="start again") as caught:
+        await bench.app.wait(asyncio.Event())
+    assert "\n" not in str(caught.value)
+    await bench.app.stop()
+    assert 1 <= len(tried) < 10 and await bench.committed() == 0
+
+
+async def test_leaving_waits_for_no_batch_that_reached_nobody(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faust would wait for its acknowledgement for ever, deaf to cancellation, as in a rebalance: neither app nor process ended."""
+    waited: list[int] = []
+
+    async def wait_empty(self: Any) -> None:
+        waited.append(len(self._unacked_messages))
+
+    monkeypatch.setattr(batches._Consumer, "wait_empty", wait_empty)
+    lost = await bench.batch(0)
+    bench.app.lanes[TP(bench.topic, 0)].open.discard(lost)
+    bench.app.grace = 0.1
+    await bench.app.stop()
+    assert not waited and await bench.committed() == 0

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailableError
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -21,11 +22,13 @@ from monitoring.mail import MailFollower, Waiting
 from monitoring.service import serve, wanted_groups
 from monitoring.verdict import FEWEST
 from schemas.config import Settings
+from schemas.errors import KafkaUnavailable
 from schemas.topics import READERS
 
 BETWEEN = 0.5  # seconds between the looks of one answer; a rate needs two, a verdict three
 WATCH = 1.0
-CATCH_UP = 60.0  # seconds that reading the mail topics may take
+CATCH_UP = 60.0  # seconds that reading the mail topics, or the broker its groups, may take
+COMING = (CoordinatorLoadInProgressError, CoordinatorNotAvailableError)
 
 
 @contextmanager
@@ -41,10 +44,25 @@ def _looking(settings: Settings, group: str | None) -> Iterator[tuple[Collector,
 def look(settings: Settings, group: str | None) -> tuple[list[Row], Sequence[Waiting]]:
     """As many looks as a verdict needs, over a second: too short to call anything stalled; ``watch`` and the monitor do."""
     with broker.reading(settings) as ready, _looking(ready, group) as (collector, follower):
-        for _ in range(FEWEST - 1):
-            collector.look()
+        _first(collector)
+        for _ in range(FEWEST - 2):
             time.sleep(BETWEEN)
+            collector.look()
+        time.sleep(BETWEEN)
         return collector.look(), follower.look(time.time(), CATCH_UP) or ()
+
+
+def _first(collector: Collector) -> None:
+    """A broker that has just started reads its groups before it tells of them."""
+    deadline = time.monotonic() + CATCH_UP
+    while True:
+        try:
+            collector.look()
+            return
+        except KafkaUnavailable as error:
+            if not isinstance(error.__cause__, COMING) or time.monotonic() > deadline:
+                raise
+        time.sleep(BETWEEN)
 
 
 def plain(rows: Sequence[Row] | Sequence[Waiting]) -> list[dict[str, Any]]:

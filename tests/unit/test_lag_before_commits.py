@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from kafka import TopicPartition
 from kafka.admin import OffsetSpec
+from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailableError, GroupAuthorizationFailedError
 from rich.console import Console
 
 from mailtide import lag
@@ -17,6 +18,7 @@ from monitoring.collect import Collector, Row
 from monitoring.service import wanted_groups
 from monitoring.verdict import State
 from schemas.config import KafkaSettings, Settings
+from schemas.errors import KafkaUnavailable
 from schemas.topics import DRAFTS, EVENTS, READERS
 
 
@@ -81,3 +83,17 @@ def test_a_group_that_is_asked_for_is_alone_and_the_monitor_keeps_to_commits() -
 @pytest.mark.parametrize("module", ["streams.intake", "streams.learners", "streams.writer", "streams.sender", "training.membership"])
 def test_the_readers_are_the_groups_that_the_stages_join(module: str) -> None:
     assert importlib.import_module(module).GROUP in READERS
+
+
+def test_a_broker_that_still_reads_its_groups_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lag, "BETWEEN", 0.0)
+    told: list[Exception] = [CoordinatorLoadInProgressError(), CoordinatorNotAvailableError(), GroupAuthorizationFailedError()]
+
+    def look() -> None:
+        if told:
+            raise KafkaUnavailable("no Kafka answers") from told.pop(0)
+
+    with pytest.raises(KafkaUnavailable):
+        lag._first(SimpleNamespace(look=look))  # type: ignore[arg-type]
+    assert told == []
+    lag._first(SimpleNamespace(look=look))  # type: ignore[arg-type]

@@ -16,6 +16,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
+# What decoding JSON raises on strange bytes: msgspec leaves to Python what is no UTF-8 within a string, and what is nested too deep.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 
 class MailtideError(Exception):
     """Base of all: its text is one line that names the file, field or record, and the mend."""

@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from schemas.errors import UNREADABLE
+
 Reason = Literal["not_json", "not_an_event", "no_customer", "bad_time", "future", "too_large", "unsupported_format"]
 
 TRACKED = (
@@ -152,7 +154,7 @@ def decode(
         return Dead("too_large", f"the value has {len(value)} bytes, {MAX_BYTES} are allowed")
     try:
         wire = _decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return _slow(value, wall, partition, offset, headers)
     if wire.specversion is not None:
         return _slow(value, wall, partition, offset, headers)

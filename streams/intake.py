@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
 from aiokafka.errors import KafkaError
 
 from models.passes import Pass, applied_offset, next_timer
 from schemas.config import Settings
-from schemas.errors import ForeignState, KafkaUnavailable, StoreError, TopicMismatch
+from schemas.errors import UNREADABLE, ForeignState, KafkaUnavailable, StoreError, TopicMismatch
 from schemas.events import Event
 from schemas.mail import Gone, encode
 from schemas.topics import CLUSTERS, CUSTOMERS, DEAD_LETTERS, EVENTS, FEEDBACK, GATE, INTENTS, ITEMS, RHYTHM, TONES, VECTORS
@@ -89,12 +88,12 @@ class Intake:
         self.app = BatchApp(GROUP, kafka, [self.topic[EVENTS]], self.handle, on_assigned=self.assigned, on_revoked=self.revoked)
 
     def update(self, topic: str, value: bytes) -> None:
-        """Take a published model in; one that can't be read leaves the one before in service."""
+        """Take a published model in; one that can't be read leaves the one before in service, and ``follow`` says so."""
         try:
             self.passing.update(topic, value)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE:
             self.counts["models_refused"] += 1
-            log.warning("a record of %s can't be read and is left out: %s", topic, error, extra={"topic": topic})
+            raise
 
     def told(self) -> list[Value]:
         """Figures for ``/metrics``."""

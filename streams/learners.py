@@ -26,12 +26,13 @@ from models.clusters import ClusterLearner, snapshot_id
 from models.items import ItemsLearner
 from models.rhythm import RhythmLearner
 from schemas.config import Settings
-from schemas.errors import StoreError
+from schemas.errors import UNREADABLE, StoreError
 from schemas.learning import Basket, Forgotten, ItemsSnapshot, Learning, RhythmWeights, Vector, Visit
 from schemas.mail import seconds
 from schemas.release import Snapshot
 from schemas.topics import CLUSTERS, ITEMS, RHYTHM, VECTORS
 from streams.batches import Batch, BatchApp
+from streams.follow import follow
 from streams.kafka import producer, reader
 from streams.metrics import STAGES
 
@@ -84,7 +85,7 @@ class Learners:
             return
         try:
             found = DECODER.decode(record.value or b"")
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
             log.warning("no learning record, left out: %s", error, extra=place)
             return
@@ -163,7 +164,7 @@ class Stage:
         if self.path.exists():
             try:
                 found = Learners.load(self.path.read_bytes())
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 raise StoreError(f"{self.path} can't be read ({error}): delete it, and the learners begin anew") from error
             end = (await self.app.end_offsets([(topic, number)]))[topic, number]
             if found.offset > end:
@@ -281,22 +282,13 @@ class Stage:
 
 async def _newest(settings: Settings) -> dict[str, tuple[int, bytes]]:
     """By topic: the newest published epoch and its record."""
-    names = {settings.kafka.topic(topic): topic for topic in (CLUSTERS, RHYTHM, ITEMS)}
     found: dict[str, tuple[int, bytes]] = {}
-    client = await reader(settings.kafka)
-    try:
-        tps = [TopicPartition(name, 0) for name in names]
-        client.assign(tps)
-        await client.seek_to_beginning(*tps)
-        ends = await client.end_offsets(tps)
-        while any([await client.position(tp) < ends[tp] for tp in tps]):
-            for tp, records in (await client.getmany(timeout_ms=500)).items():
-                for record in records:
-                    if record.value is not None:
-                        epoch = msgspec.json.decode(record.value, type=_Published).epoch
-                        found[names[tp.topic]] = max(found.get(names[tp.topic], (0, b"")), (epoch, record.value))
-    finally:
-        await client.stop()
+
+    def newer(topic: str, value: bytes) -> None:
+        epoch = msgspec.json.decode(value, type=_Published).epoch
+        found[topic] = max(found.get(topic, (0, b"")), (epoch, value))
+
+    await follow(settings.kafka, (CLUSTERS, RHYTHM, ITEMS), newer, asyncio.Event(), once=True)
     return found
 
 

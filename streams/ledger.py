@@ -11,13 +11,13 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
-import msgspec
 import structlog
 from aiokafka import TopicPartition
 
 from models.gate import History
 from models.message import message_id
 from schemas.config import KafkaSettings, ShopSettings
+from schemas.errors import UNREADABLE
 from schemas.mail import Claim, Delivery, Draft, Gone, Reason, Standing, Status, Watermark, decoder, seconds
 from schemas.mail import GateRecord as GateUnion
 from schemas.topics import CLAIMS, DELIVERIES, GATE
@@ -51,7 +51,7 @@ class Ledger:
             return
         try:
             record = _GATE.decode(value)
-        except msgspec.MsgspecError as error:  # passed over, mail that hangs on it stays unsent; a stop would hold up everybody's
+        except UNREADABLE as error:  # passed over, mail that hangs on it stays unsent; a stop would hold up everybody's
             log.error("a gate record that can't be read", error=str(error))
             return
         if isinstance(record, Standing):

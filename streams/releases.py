@@ -20,7 +20,7 @@ from models.writer import adapters
 from models.writer.adapters import Adapter
 from models.writer.base import Shape
 from schemas.config import Settings
-from schemas.errors import ArtifactError
+from schemas.errors import UNREADABLE, ArtifactError
 from schemas.release import Ancestor, Release
 
 log = logging.getLogger("mailtide.writer")
@@ -59,13 +59,15 @@ class Releases:
         return {BASE} | {name for one in list(self._serving.values()) for name in (one.release.release_id, one.before[0])}
 
     def apply(self, record: bytes) -> bool:
-        """Take one record of the topic; True where it serves from now on. Refusals are logged, never raised."""
+        """Take one record of the topic; True where it serves from now on. Refusals are logged.
+
+        Raises one of UNREADABLE for what is no release record: ``streams.follow`` knows its place and says it.
+        """
         try:
             release = msgspec.json.decode(record, type=Release)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE:
             self.refused += 1
-            log.warning("release refused: not a release record (%s)", error)
-            return False
+            raise
         known = self._serving.get(release.cluster)
         if known is not None and release.epoch <= known.release.epoch:
             self.refused += 1

@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import msgspec
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
@@ -30,7 +29,7 @@ from aiokafka.errors import KafkaError
 from models.gate import decide, gate_time
 from models.message import Mail, check_shop, signer
 from schemas.config import Settings
-from schemas.errors import KafkaUnavailable, SettingsError
+from schemas.errors import UNREADABLE, KafkaUnavailable, SettingsError
 from schemas.mail import Claim, Delivery, Draft, decoder, encode, iso
 from schemas.topics import CLAIMS, DELIVERIES, DRAFTS, EVENTS, EXAMPLES, GATE
 from streams.desk import ASKED, Desk, Job, finish, told, wait
@@ -160,7 +159,7 @@ class Sender(ConsumerRebalanceListener):
         for record in records:
             try:
                 draft = _DRAFT.decode(record.value or b"")
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 self.log.error(
                     "a draft that can't be read", topic=place.topic, partition=place.partition, offset=record.offset, error=str(error)
                 )

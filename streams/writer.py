@@ -30,7 +30,7 @@ from models.prompt import Prompt, narrow, prompt_of, render, shared
 from models.slots import ALWAYS
 from models.writer import Adapter, Engine, Free, Guided, Model, Request, Walk, Written, locate, precision_for, prepare
 from schemas.config import Settings
-from schemas.errors import ModelError, PhrasebookError
+from schemas.errors import UNREADABLE, ModelError, PhrasebookError
 from schemas.mail import Choice, Draft, Intent, Origin, decoder, encode, iso, seconds
 from schemas.release import Snapshot
 from schemas.topics import CLUSTERS, DRAFTS, INTENTS, RELEASES
@@ -119,7 +119,7 @@ class Desk:
         for record in batch.records:
             try:
                 intent = _INTENT.decode(record.value or b"")
-            except msgspec.MsgspecError as error:
+            except UNREADABLE as error:
                 log.error("intent skipped: %s", error, extra={"topic": batch.topic, "partition": batch.partition, "offset": record.offset})
                 opened.one()
                 continue

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from kafka import KafkaConsumer, TopicPartition
 
-from schemas.config import Settings, kafka_python_options
-from schemas.mail import Example, Feedback, seconds
+from schemas.config import Settings
+from schemas.mail import seconds
 from schemas.topics import EXAMPLES, FEEDBACK
 from training.reward import OBJECTIONS, reward, weights
+from training.tail import Tail
 
 MANY = 64  # files of one partition that are laid together
 EARLY = 300.0  # seconds that a reader's clock may be behind ours
@@ -50,33 +50,16 @@ class Row:
 def follow(settings: Settings, folder: Path) -> int:
     """Take in what is new on both topics; how many records that was."""
     folder.mkdir(parents=True, exist_ok=True)
-    kafka = settings.kafka
-    consumer = KafkaConsumer(
-        **kafka_python_options(kafka),
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        isolation_level="read_committed",
-        fetch_max_wait_ms=50,
-    )
-    taken = 0
+    tail, taken = Tail(settings, {EXAMPLES: None, FEEDBACK: None}, read_to(folder)), 0
     try:
-        names: dict[str, type[msgspec.Struct]] = {kafka.topic(EXAMPLES): Example, kafka.topic(FEEDBACK): Feedback}
-        places = [TopicPartition(name, number) for name in names for number in sorted(consumer.partitions_for_topic(name) or ())]
-        if not places:
-            return 0
-        ends = consumer.end_offsets(places)
-        done = read_to(folder)
-        consumer.assign(places)
-        for place in places:
-            consumer.seek(place, done.get((place.topic, place.partition), 0))
-        while any(consumer.position(place) < ends[place] for place in places):
-            for place, batch in consumer.poll(timeout_ms=500).items():
-                _write(folder, place, batch, names[place.topic])
-                taken += len(batch)
-        if taken:
-            _lay_together(folder)
+        for place, batch in tail.batches():
+            rows = [_flat(found) for found in tail.read(place, batch)]
+            _keep(folder / f"{place.topic}-{place.partition}-{batch[0].offset}-{batch[-1].offset}.parquet", rows)
+            taken += len(batch)
     finally:
-        consumer.close()
+        tail.close()
+    if taken:
+        _lay_together(folder)
     return taken
 
 
@@ -89,12 +72,6 @@ def read_to(folder: Path) -> dict[tuple[str, int], int]:
             key = (matched["topic"], int(matched["partition"]))
             found[key] = max(found.get(key, 0), int(matched["last"]) + 1)
     return found
-
-
-def _write(folder: Path, place: Any, batch: Sequence[Any], kind: type[msgspec.Struct]) -> None:
-    rows = [_flat(msgspec.json.decode(record.value, type=kind)) for record in batch if record.value is not None]
-    target = folder / f"{place.topic}-{place.partition}-{batch[0].offset}-{batch[-1].offset}.parquet"
-    _keep(target, rows)
 
 
 def _keep(target: Path, rows: list[dict[str, Any]]) -> None:

@@ -12,12 +12,11 @@ from training.tail import Tail
 
 
 def history(settings: Settings) -> dict[str, list[Release]]:
-    """Every release still on the topic, by cluster, oldest epoch first."""
+    """Every release still on the topic, by cluster, oldest epoch first; what can't be read is said and left out."""
     tail = Tail(settings, {RELEASES: None})
     found: dict[str, list[Release]] = {}
     try:
-        for _, value in tail.new():
-            release = msgspec.json.decode(value, type=Release)
+        for _, release in tail.new():
             found.setdefault(release.cluster, []).append(release)
     finally:
         tail.close()

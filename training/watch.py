@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-import msgspec
-
 from schemas.config import Settings
-from schemas.learning import Learning, Vector
+from schemas.learning import Vector
 from schemas.mail import Delivery, Feedback
 from schemas.release import Release, Snapshot
 from schemas.topics import CLUSTERS, DELIVERIES, FEEDBACK, RELEASES, VECTORS
@@ -18,7 +16,6 @@ from training.verdict import Tally, Verdict, decide, look
 WATCHED = 30 * 86400.0  # seconds of mails and objections that count
 REMEMBERED = 500_000  # mails whose objections can still be told apart by release: some 100 MB
 NOT_THE_GUARD = {"writer", "phrasebook"}  # verdicts of a template that say nothing about the drafts
-_VECTOR = msgspec.json.Decoder(Learning)
 _OBJECTIONS = {"complained": "complained", "unsubscribed": "unsubscribed"}
 
 
@@ -44,33 +41,25 @@ class Watch:
 
     def catch_up(self) -> None:
         """Take in all that is there now."""
-        for topic, value in self._tail.new():
+        for topic, found in self._tail.new():
             if topic == RELEASES:
-                self.released(msgspec.json.decode(value, type=Release))
+                self.released(found)
             elif topic == CLUSTERS:
-                found = msgspec.json.decode(value, type=Snapshot)
                 if self.snapshot is None or found.epoch >= self.snapshot.epoch:
                     self.snapshot = found
             elif topic == VECTORS:
-                self._vector(value)
+                if isinstance(found, Vector) and self.snapshot is not None and self.snapshot.clusters:
+                    self.drift.distance(*nearest(self.snapshot, found.values))
             elif topic == DELIVERIES:
-                self.delivered(msgspec.json.decode(value, type=Delivery))
+                self.delivered(found)
             else:
-                self.followed(msgspec.json.decode(value, type=Feedback))
+                self.followed(found)
 
     def released(self, release: Release) -> None:
         """The newest epoch of a cluster serves it."""
         known = self.serving.get(release.cluster)
         if known is None or release.epoch > known.epoch:
             self.serving[release.cluster] = release
-
-    def _vector(self, value: bytes) -> None:
-        try:
-            found = _VECTOR.decode(value)
-        except msgspec.DecodeError:  # the learners name it in their log
-            return
-        if isinstance(found, Vector) and self.snapshot is not None and self.snapshot.clusters:
-            self.drift.distance(*nearest(self.snapshot, found.values))
 
     def delivered(self, mail: Delivery) -> None:
         """One outcome. A mail that never was written says nothing about a release."""

@@ -47,10 +47,12 @@ def test_the_newest_good_release_serves_and_a_bad_one_changes_nothing(tmp_path: 
         release(two, base[1], 2, sha256="0" * 64),
         release(two, base[1], 2, sha256="../../x"),
         release(two, base[1], 2, artifact=str(tmp_path / "gone.safetensors"), sha256="1" * 64),
-        b"no release",
     ):
         assert not releases.apply(bad)
         assert releases.choose("c1", "i") == (name, adapter)
+    with pytest.raises(msgspec.MsgspecError):  # ``follow`` names its place
+        releases.apply(b"no release")
+    assert releases.choose("c1", "i") == (name, adapter) and releases.refused == 6
     assert releases.apply(release(two, base[1], 2))
     assert releases.choose("c1", "i")[0] == "r2" and releases.serving() == {"base", "r2"}
 

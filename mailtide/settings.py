@@ -187,6 +187,16 @@ def _overlay(values: dict[str, Any], variables: Mapping[str, str], problems: dic
             problems[variable] = f"{variable} in the environment = {text!r}: {error}"
 
 
+def variables_of(section: type[Section]) -> dict[str, str]:
+    """The environment variable of each key of a section; the short one where there is one."""
+    short = {place: variable for variable, place in SHORT.items()}
+    return {
+        key: short.get((table, key), variable)
+        for variable, (table, key) in _variables().items()
+        if (Settings if not table else _fields(Settings)[table]) is section
+    }
+
+
 def _variables() -> dict[str, tuple[str, str]]:
     names = dict(SHORT)
     for key, hint in _fields(Settings).items():

@@ -52,8 +52,8 @@ class SmtpSettings(Section, frozen=True):
     port: Port = 0  # of the local server; 0 = a free one
     connections: Count = 4  # held open to the mail server
     timeout: Time = 30.0  # for one SMTP dialogue
-    dkim_selector: str = ""  # with the two below: mails are signed
-    dkim_domain: str = ""  # that signs
+    dkim_selector: str = ""  # name of the key in DNS; mails are signed where all three stand
+    dkim_domain: str = ""  # whose DNS has the key
     dkim_key_file: str = ""  # PEM file of the private key
 
 
@@ -77,9 +77,9 @@ class SendingSettings(Section, frozen=True):
     """The gate's measures."""
 
     cap: Count = 3  # mails to one customer in each window; more end as frequency_cap
-    cap_window: Time = 7 * 86400.0  # of the cap
-    quiet_start: str = "21:00"  # local time of the customer as "22:00"; mail waits from then on
-    quiet_end: str = "08:00"  # until then
+    cap_window: Time = 7 * 86400.0  # the window in which the cap counts
+    quiet_start: str = "21:00"  # as "22:00", local time of the customer; mail waits from then on
+    quiet_end: str = "08:00"  # likewise; what waited goes from then on
     holdout: Share = 0.05  # of customers that get no marketing mail, to compare with; 0 = none
     care_ignores_cap: bool = True  # mail of priority 0 goes past the cap
 
@@ -152,7 +152,7 @@ class Trigger(Section, frozen=True):
     priority: Annotated[int, Meta(ge=0, le=9)] = 5  # 0 (care) to 9 (can wait)
     re_entry: Seconds = 30 * 86400.0  # the same customer not again before
     threshold: Share = 0.0  # win_back: P(no return in 30 days); replenishment: hazard in 7 days
-    marketing: bool = True  # False: service mail
+    marketing: bool = True  # false: service mail, which needs no consent
     tone: Literal["", "warm", "crisp", "playful"] = ""  # fixed tone; empty = chosen
     code: str = ""  # coupon code that a coupon mail offers
     offer: str = ""  # its wording as a fact: "10% off"

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from mailtide import settings_page
 from mailtide.checking import configuration
-from mailtide.settings import duration, load, problems_and_settings
+from mailtide.settings import _variables, duration, load, problems_and_settings
 from schemas.config import Settings
 from schemas.errors import SettingsError
 
@@ -119,3 +120,13 @@ def test_config_check_finds_a_shop_whose_unsubscribe_link_is_the_example_s(tmp_p
     ]
     file.write_text('[shop]\nname = "Kelp"\n')
     assert not [line for line in configuration(file) if "still the example's" in line]
+
+
+def test_the_page_of_settings_is_true_and_leaves_none_out() -> None:
+    page = settings_page.page()
+    file = Path(__file__).parents[2] / "docs" / "settings.md"
+    assert file.read_text(encoding="utf-8") == page, "run: python -m mailtide.settings_page"
+    rows = [[cell.strip() for cell in line.split(" | ")] for line in page.splitlines() if line.startswith("| `")]
+    assert all(row[-1].removesuffix("|").strip() for row in rows), "a key in schemas/config.py has no comment"
+    shorts = {"MAILTIDE_KAFKA_BOOTSTRAP": "MAILTIDE_KAFKA", "MAILTIDE_SMTP_URL": "MAILTIDE_SMTP"}
+    assert {f"`{shorts.get(name, name)}`" for name in _variables()} == {row[1] for row in rows if row[1].startswith("`MAILTIDE")}

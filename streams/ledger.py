@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal
 
 import structlog
@@ -34,14 +35,18 @@ _DELIVERY = decoder(Delivery)
 
 
 class Ledger:
-    """The memory of one partition. ``clock`` says by which time a mail counts towards the cap (see ``models.gate``)."""
+    """The memory of one partition. ``clock`` says by which time a mail counts towards the cap (see ``models.gate``).
 
-    def __init__(self, clock: Literal["event", "wall"]) -> None:
-        self.clock = clock
+    ``now``: seconds that nobody sets back or forward; what ended is forgotten by it after MEMORY_SECONDS, its place under the cap, too.
+    """
+
+    def __init__(self, clock: Literal["event", "wall"], now: Callable[[], float] = time.monotonic) -> None:
+        self.clock, self._now = clock, now
         self.standings: dict[str, Standing] = {}
         self.gone: set[str] = set()
         self.watermark = -1
         self.ended: set[str] = set()
+        self._oldest: deque[tuple[float, str, str]] = deque()  # what ended: when, intent, customer
         self.claims: dict[str, Claim] = {}  # without an outcome yet
         self._sends: dict[str, list[tuple[float, str]]] = {}  # customer -> (time, intent), ascending
 
@@ -72,9 +77,11 @@ class Ledger:
             self.claims[intent_id] = claim
             self.reserve(claim.customer, intent_id, self._counted(claim.at, claim.draft.intent.due))
 
-    def outcome(self, delivery: Delivery) -> None:
-        """An intent's end. What was sent, or may have been, counts towards the cap."""
-        intent_id = delivery.intent_id
+    def outcome(self, delivery: Delivery, age: float = 0.0) -> None:
+        """An intent's end, ``age`` seconds ago. What was sent, or may have been, counts towards the cap."""
+        intent_id, now = delivery.intent_id, self._now()
+        if intent_id not in self.ended:
+            self._oldest.append((now - age, intent_id, delivery.customer))
         self.ended.add(intent_id)
         self.claims.pop(intent_id, None)
         self.gone.discard(intent_id)
@@ -82,6 +89,10 @@ class Ledger:
             self.reserve(delivery.customer, intent_id, self._counted(delivery.at, delivery.due))
         else:
             self.release(delivery.customer, intent_id)
+        while self._oldest and now - self._oldest[0][0] > MEMORY_SECONDS:
+            _, old, customer = self._oldest.popleft()
+            self.ended.discard(old)
+            self.release(customer, old)
 
     def _counted(self, at: str, due: str) -> float:
         return seconds(at if self.clock == "wall" else due)
@@ -135,7 +146,7 @@ async def recover(kafka: KafkaSettings, partition: int, clock: Literal["event", 
     """
     ledger, since = Ledger(clock), time.time() - MEMORY_SECONDS
     async for record in committed(kafka, DELIVERIES, partition, since):
-        ledger.outcome(_DELIVERY.decode(record.value))
+        ledger.outcome(_DELIVERY.decode(record.value), max(0.0, time.time() - record.timestamp / 1000))
     async for record in committed(kafka, CLAIMS, partition, since):
         ledger.claim(_CLAIM.decode(record.value))
     position = 0

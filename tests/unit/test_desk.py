@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from schemas.mail import Draft, Facts, Intent, Source
 from streams.desk import Desk, Job, wait
-from streams.ledger import Ledger
+from streams.ledger import Ledger, delivery_of
 
 
 def _desk() -> tuple[Desk, Job]:
@@ -37,6 +39,36 @@ def test_a_gate_record_that_cannot_be_read_stops_nobody() -> None:
     for value in bad:
         ledger.gate(value)
     assert ledger.standings == {}
+
+
+async def test_a_long_life_remembers_no_more_than_a_takeover_does() -> None:
+    """Outcomes, and mails under the cap, for 31 days; a mail that ended is no more on the desk."""
+
+    class Claimer:
+        @contextlib.asynccontextmanager
+        async def transaction(self) -> AsyncIterator[None]:
+            yield
+
+        async def send(self, *_: object) -> None: ...
+
+    days = 0.0
+    ledger = Ledger("wall", lambda: days * 86400.0)
+    desk = Desk(0, ledger, Claimer())
+    for n in range(2000):
+        days = n / 10
+        intent = Intent(
+            f"i{n}", f"c{n % 7}", "welcome", "1", "2024-01-01T00:00:00Z", "2024-01-02T00:00:00Z", "c0", Facts(), Source("e", 0, 0), ""
+        )
+        desk.add(n, Draft(intent, "Hi", "template", "guided", "base", 1))
+        (job,) = desk.take(10, 1000.0)
+        desk.outcomes[f"i{n}"] = delivery_of(job.draft, "sent", at="2024-01-01T00:00:00Z")
+        await desk.write("deliveries", f"i{n}")
+        desk.done(job)
+        if n == 300:
+            assert ledger.history("c0", "").sends and ledger.history("c0", "i0").ended
+    assert len(ledger.ended) == 311 and "i1999" in ledger.ended and "i1688" not in ledger.ended
+    assert sum(len(ledger.history(f"c{n}", "").sends) for n in range(7)) == 311
+    assert len(desk) == 0 and desk.committable() == 2000
 
 
 async def test_a_wait_that_is_cancelled_in_the_event_s_turn_ends() -> None:

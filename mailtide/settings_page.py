@@ -27,8 +27,8 @@ Written by `python -m mailtide.settings_page` from the types in `schemas/config.
 
 Each stands in `mailtide.toml` (or the file that `MAILTIDE_CONFIG` names) under its table, or in the environment, which wins.
 `mailtide config check` names every mistake. Text is written in quotes in the file, times of day too: `quiet_start = "22:00"`, never `22`.
-The type names the unit; a whole number counts what its meaning says. A duration is `"90 seconds"`, `"2 hours"`, `"3 days"`, `"1 week"`, or a number of seconds. A share is
-a number from 0 to 1.
+The type names the unit; a whole number counts what its meaning says. A duration is `"90 seconds"`, `"2 hours"`, `"3 days"`, `"1 week"`, or
+a number of seconds. A share is a number from 0 to 1.
 
 `MAILTIDE_KAFKA` is short for `kafka.bootstrap`, `MAILTIDE_SMTP` for `smtp.url`. `MAILTIDE_CACHE` (environment only) is the folder in which
 fetched files are kept for all homes. On a `mailtide.toml` that a shop writes: [triggers.md](triggers.md), [lifecycle.toml](lifecycle.toml).

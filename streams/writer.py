@@ -17,7 +17,7 @@ import logging
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ log = logging.getLogger("mailtide.writer")
 GROUP = "mailtide-writer"
 AHEAD = 4  # mails queued in the engine beyond its rows, so that a free row never waits for the loop
 STATS_EVERY = 2.0  # seconds
+BEAT = 5.0  # seconds between looks whether the model runs
 IDLE = 0.25  # seconds without intents after which the pool is filled ahead
 ASKED = 4000  # prompts whose makings are remembered, as many as the pool has shelves
 _INTENT = decoder(Intent)
@@ -263,7 +264,8 @@ class Desk:
         verdicts: dict[str, str] = {}
         for attempt in range(2):
             try:
-                found = await self._write(job.prompt, job.adapter, _seed(job.intent.intent_id, attempt), job.intent.priority)
+                seed = _seed(job.intent.intent_id, attempt)
+                found = await self._write(job.prompt, job.adapter, seed, job.intent.priority, job.batch.batch.touch)
             except ModelError as error:
                 log.warning("a mail was not written: %s", error)
                 verdicts = {"writer": str(error)}
@@ -281,8 +283,13 @@ class Desk:
             self.refused.update(rule for rule, verdict in verdicts.items() if verdict != "ok")
         await self._template(job, verdicts)
 
-    async def _write(self, prompt: Prompt, adapter: Adapter | None, seed: int, priority: int) -> tuple[Written, dict[str, str]] | None:
-        """One draft with its verdicts (``free``: the best of several); None where the book has no chapter for the trigger."""
+    async def _write(
+        self, prompt: Prompt, adapter: Adapter | None, seed: int, priority: int, touch: Callable[[], None] = lambda: None
+    ) -> tuple[Written, dict[str, str]] | None:
+        """One draft with its verdicts (``free``: the best of several); None where the book has no chapter for the trigger.
+
+        ``touch`` hears from time to time that the model runs: a mail may take a slow machine longer than a stuck one is given.
+        """
         w = self.settings.writer
         if prompt.trigger not in self.book.chapters:
             return None
@@ -303,7 +310,16 @@ class Desk:
         head = words.encode(shared(prompt))
         common = len(head) if tokens[: len(head)] == head else 0
         asked = [self.engine.submit(Request(tokens, functools.partial(walk, seed + i), adapter, priority, common)) for i in range(count)]
-        drafts = await asyncio.gather(*(asyncio.wrap_future(one) for one in asked))
+        written = asyncio.gather(*(asyncio.wrap_future(one) for one in asked))
+        runs = self.engine.counters.runs
+        try:
+            while not (await asyncio.wait({written}, timeout=BEAT))[0]:
+                if self.engine.counters.runs != runs:
+                    runs = self.engine.counters.runs
+                    touch()
+        finally:
+            written.cancel()  # when we are, it is of no use; when it's done, this does nothing
+        drafts = written.result()
         judged = [(draft, check(draft.text, slots, prompt.trigger)) for draft in drafts]
         return max(judged, key=lambda pair: (passes(pair[1]), pair[0].score))
 

@@ -110,6 +110,11 @@ class Counters:
     chunks: int = 0
     prefix_hits: int = 0
 
+    @property
+    def runs(self) -> int:
+        """How often the model ran: grows as long as it gets on."""
+        return self.steps + self.chunks
+
 
 @dataclass(slots=True)
 class _Row:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,13 +17,14 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from models import guard
 from models.slots import ALWAYS
-from models.writer import fingerprint
+from models.writer import Guided, fingerprint
 from models.writer.base import HOUSE
 from schemas.config import Settings, WriterSettings
 from schemas.mail import Draft, Facts, Intent, Product, Source, decoder, encode, iso
 from schemas.release import Cluster, Release, Snapshot
 from schemas.topics import CLUSTERS, DRAFTS, INTENTS, RELEASES
 from streams import writer
+from streams.stall import work
 from tests.tiny_model import lora, tiny
 
 pytestmark = pytest.mark.broker
@@ -140,3 +143,34 @@ async def test_a_queue_that_is_too_long_falls_back_by_urgency(tiny_settings: Set
     assert len({d.intent.intent_id for d in drafts}) == 63
     assert any(d.origin == "template" and d.guard.get("writer") == "queue too long" for d in drafts)
     assert all(d.text for d in drafts)
+
+
+async def test_a_mail_that_takes_long_is_no_standstill(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine the first mail takes longer than a stuck worker is given; the model's runs show that it gets on."""
+    monkeypatch.setattr(writer, "BEAT", 0.05)
+    going, take = threading.Event(), Guided.take
+
+    def slowly(self: Guided, ids: Any, logits: Any) -> list[int]:
+        going.wait(0.3)
+        return take(self, ids, logits)
+
+    monkeypatch.setattr(Guided, "take", slowly)
+
+    def figure() -> int:
+        return sum(one.figure for name, one in work().items() if "mailtide-writer" in name and not name.endswith("commits"))
+
+    try:
+        async with publishing(tiny_settings) as out, Reader(tiny_settings) as reader, serving(tiny_settings):
+            await put(out, tiny_settings, intent(1))
+            async with asyncio.timeout(60):
+                while not writer._desk or not writer._desk[-1].writing:
+                    await asyncio.sleep(0.02)
+                begun = figure()
+                while figure() < begun + 3:
+                    assert not reader.drafts
+                    await asyncio.sleep(0.02)
+            assert writer.stats()["generated"] == 0
+            going.set()
+            await reader.until(lambda d: len(d) == 1)
+    finally:
+        going.set()

@@ -99,4 +99,7 @@ def _number(value: float | None) -> str:
 def monitor(settings: Settings) -> None:
     """Run the monitor until told to stop."""
     with broker.running(settings) as ready, signals() as halt, deadline(halt, "monitor"):
-        serve(ready, halt, lambda probe: endpoints.put(Path(settings.home), monitor=f"{probe.url}/metrics"))
+        try:
+            serve(ready, halt, lambda probe: endpoints.put(Path(settings.home), monitor=f"{probe.url}/metrics"))
+        finally:
+            endpoints.drop(Path(settings.home), "monitor")

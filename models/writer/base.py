@@ -100,9 +100,12 @@ def load(path: Path, house: Path | None = HOUSE) -> Base:
     """Read weights and tokenizer, and merge the house adapter where one lies beside this file. Raises ModelError."""
     try:
         shape, weights, tokenizer = _gguf(path) if path.is_file() else _folder(path)
-    except (OSError, KeyError, ValueError, IndexError) as error:
-        raise ModelError(f"{path}: can't be read as a llama-family model ({error}): take another base model") from error
-    _check(path, shape, weights)
+        _check(path, shape, weights)
+    except ModelError:
+        raise
+    except Exception as error:  # what lies in the files may be anything, and the tokenizers' library raises bare Exception
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"{path}: can't be read as a llama-family model ({reason}): take a whole one, or fetch it again") from error
     bare = fingerprint(path, None)
     if (going := _going_with(bare, house)) is not None:
         merge(weights, going, bare)
@@ -194,12 +197,17 @@ def _check(path: Path, s: Shape, weights: Weights) -> None:
     if extra:
         raise ModelError(f"{path}: {extra} isn't in the llama family: take a model of it")
     q, kv = s.heads * s.head, s.kv_heads * s.head
-    rows = dict(zip(LINEARS, (q, kv, kv, s.width, s.inner, s.inner, s.width), strict=True))
-    for layer in range(s.layers):
-        for linear, wide in rows.items():
-            name = f"model.layers.{layer}.{linear}.weight"
-            if name not in weights or weights[name].shape[0] != wide:
-                raise ModelError(f"{path}: {name} is missing or of another shape than config says: take a whole model")
+    sizes = ((q, s.width), (kv, s.width), (kv, s.width), (s.width, q), (s.inner, s.width), (s.inner, s.width), (s.width, s.inner))
+    each = dict(zip(LINEARS, sizes, strict=True)) | {"input_layernorm": (s.width,), "post_attention_layernorm": (s.width,)}
+    wanted = {f"model.layers.{layer}.{name}.weight": size for layer in range(s.layers) for name, size in each.items()}
+    wanted |= {"model.norm.weight": (s.width,), "model.embed_tokens.weight": (s.vocab, s.width)}
+    if not s.tied:
+        wanted["lm_head.weight"] = (s.vocab, s.width)
+    for name, size in wanted.items():
+        if name not in weights or weights[name].shape != size:
+            raise ModelError(f"{path}: {name} is missing or of another shape than config says: take a whole model")
+        if not np.isfinite(weights[name]).all():
+            raise ModelError(f"{path}: {name} holds values that aren't finite: take another base model, or fetch it again")
     if s.width % 32 or s.inner % 32 or q % 32:
         raise ModelError(f"{path}: widths must be multiples of 32 for the int8 kernels: take another base model")
 
@@ -208,6 +216,8 @@ def _folder(path: Path) -> tuple[Shape, Weights, Tokenizer]:
     config = json.loads((path / "config.json").read_text())
     if config.get("model_type") != "llama":
         raise ModelError(f"{path}: model_type is {config.get('model_type')!r}: take a model of the llama family")
+    if config.get("eos_token_id") is None:
+        raise ModelError(f"{path}: config.json names no eos_token_id, without which no mail ends: take a model that has one")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise ModelError(f"{path}: rope scaling {rope.get('rope_type')!r} isn't supported: take a model without it")

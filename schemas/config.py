@@ -98,7 +98,7 @@ class WriterSettings(Section, frozen=True):
     pool_size: Count = 8  # drafts kept for each (prompt, release)
     pool_oversample: Count = 2  # drafts written for each one kept
     fresh_share: Share = 0.1  # of intents written anew although the pool could serve
-    queue_seconds: Seconds = 120.0  # a queue longer than this falls back to pool and templates
+    queue_seconds: Seconds = 45.0  # a queue longer than this falls back to pool and templates
 
 
 class TrainingSettings(Section, frozen=True):

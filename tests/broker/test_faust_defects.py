@@ -18,7 +18,7 @@ from faust.types import TP
 from schemas.config import Settings
 from schemas.errors import KafkaUnavailable
 from schemas.topics import EVENTS
-from streams import batches
+from streams import consumer
 from streams.batches import Batch, BatchApp
 from streams.kafka import producer, reader
 from streams.stall import Stalls
@@ -151,7 +151,7 @@ async def test_what_failed_is_seen_again(settings: Settings) -> None:
 async def test_a_commit_passes_what_is_in_flight(bench: Bench, monkeypatch: pytest.MonkeyPatch, guarded: bool) -> None:
     """faust-streaming/faust #606: of acknowledged offsets the first run is committed, wherever it begins."""
     if not guarded:
-        monkeypatch.setattr(batches._Consumer, "_new_offset", driver.Consumer._new_offset)
+        monkeypatch.setattr(consumer.Consumer, "_new_offset", driver.Consumer._new_offset)
         monkeypatch.setattr(BatchApp, "finish", _acknowledge)
     first = await bench.batch(0)
     second = await bench.batch(1)
@@ -165,8 +165,8 @@ async def test_a_commit_passes_what_is_in_flight(bench: Bench, monkeypatch: pyte
 
 def _acknowledge(app: BatchApp, batch: Batch) -> None:
     """What a plain acknowledgement leaves in Faust's books."""
-    consumer: Any = app._faust.consumer  # type: ignore[union-attr]
-    consumer._acked[TP(batch.topic, batch.partition)].append(batch.last)
+    books: Any = app._faust.consumer  # type: ignore[union-attr]
+    books._acked[TP(batch.topic, batch.partition)].append(batch.last)
 
 
 async def _at(bench: Bench, offset: int) -> bool:
@@ -179,11 +179,11 @@ async def test_a_batch_that_reached_nobody_holds_up_commits_for_ever(bench: Benc
     lost = await bench.batch(0)
     assert lost.message is not None
     if not guarded:
-        monkeypatch.setattr(batches._Consumer, "_lost", staticmethod(lambda _batch: False))
+        monkeypatch.setattr(consumer.Consumer, "_lost", staticmethod(lambda _batch: False))
     lane = bench.app.lanes[TP(bench.topic, 0)]
     lane.open.discard(lost)
     lane.idle.set()
-    bench.app._forget(lost)
+    bench.app.forget(lost)
     if guarded:
         await until(lambda: bench.values() == [0, 0])
         for batch in bench.batches[0][1:]:
@@ -225,7 +225,7 @@ async def test_a_refused_commit_counts_as_done_in_faust(bench: Bench, monkeypatc
 
     (await bench.batch(0)).done()
     await until(lambda: _at(bench, 1))
-    monkeypatch.setattr(batches._Consumer, "_commit", refused)
+    monkeypatch.setattr(consumer.Consumer, "_commit", refused)
     (await bench.batch(1)).done()
     tp = TP(bench.topic, 0)
     await until(lambda: bench.app._faust.consumer._committed_offset[tp] == 2)  # type: ignore[union-attr]
@@ -258,7 +258,7 @@ async def test_leaving_waits_for_no_batch_that_reached_nobody(bench: Bench, monk
     async def wait_empty(self: Any) -> None:
         waited.append(len(self._unacked_messages))
 
-    monkeypatch.setattr(batches._Consumer, "wait_empty", wait_empty)
+    monkeypatch.setattr(consumer.Consumer, "wait_empty", wait_empty)
     lost = await bench.batch(0)
     bench.app.lanes[TP(bench.topic, 0)].open.discard(lost)
     bench.app.grace = 0.1

@@ -1,4 +1,4 @@
-"""``streams/batches.py`` leans on private names of Faust and aiokafka: this fails as soon as one has moved."""
+"""``streams/batches.py`` and ``streams/consumer.py`` lean on private names of Faust and aiokafka: this fails as soon as one has moved."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _annotations(owner: type) -> set[str]:
 
 async def test_an_app_that_never_started_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no Kafka answers, the one line that says so is all that is said: no AttributeError from the clean-up after it."""
-    monkeypatch.setattr(batches, "_app", lambda _: Mock(_consumer=None, start=AsyncMock(side_effect=ConnectionError), stop=AsyncMock()))
+    monkeypatch.setattr(batches, "app_of", lambda _: Mock(_consumer=None, start=AsyncMock(side_effect=ConnectionError), stop=AsyncMock()))
     app = batches.BatchApp("group", KafkaSettings(), ["topic"], AsyncMock())
     with pytest.raises(ConnectionError):
         await app.start()

@@ -18,21 +18,21 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 from faust.types import TP
 
 from schemas.config import KafkaSettings
 from schemas.errors import KafkaUnavailable
+from streams import outage
 from streams.consumer import App, app_of, leave
 from streams.lanes import Batch, Lane
 from streams.metrics import Value
+from streams.outage import Outage
 from streams.stall import WORK, Work
 
 __all__ = ["Batch", "BatchApp"]
 STOP_SECONDS = 15.0  # for Faust to leave its group
-MEASURE = 5.0  # seconds between two looks at what the broker says of us
 log = logging.getLogger(__name__)
-QUIET = ("faust", "mode", "aiokafka", "intervaltree")
 
 Handler = Callable[[Batch], Awaitable[None]]
 Hook = Callable[[str, int], Awaitable[None]]
@@ -71,8 +71,7 @@ class BatchApp:
 
     async def start(self) -> None:
         """Join the group; returns when the app runs, which may be before partitions are assigned."""
-        for name in QUIET:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._outage = Outage(self.kafka, self.group)
         self._faust = app_of(self)
         await self._faust.start()
         self._measuring = asyncio.ensure_future(self._measure())
@@ -157,21 +156,23 @@ class BatchApp:
     async def _measure(self) -> None:
         """Ask the broker, not Faust, what is committed: Faust takes a commit for done that was refused (consumer.py:1080)."""
         while self._faust is not None:
-            await asyncio.sleep(MEASURE)
+            await asyncio.sleep(outage.MEASURE)
             consumer: Any = self._faust.consumer
             for tp, lane in list(self.lanes.items()):
                 place = TopicPartition(*tp)
                 try:
-                    async with asyncio.timeout(MEASURE):
+                    async with asyncio.timeout(outage.MEASURE):
                         end = (await consumer.highwaters(place))[place]
                         position = await consumer.position(place)
                         lane.committed = await consumer._thread.call_thread(consumer._thread._ensure_consumer().committed, place) or 0
-                except TimeoutError:
-                    continue  # the consumer's thread may be what is stuck: the last answer stands
+                except (TimeoutError, KafkaConnectionError, KafkaTimeoutError):
+                    self._outage.heard(False)
+                    break  # the consumer's thread may be what is stuck: the last answers stand
                 except Exception:
                     lane.behind = False  # in the middle of a rebalance, or no broker: nothing to blame this worker for
                     continue
                 lane.behind = end > (position or 0)
+                self._outage.heard(True)
 
     async def end_offsets(self, pairs: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
         """The offset after the last record, asked from the broker."""

@@ -32,6 +32,9 @@ COMMIT_INTERVAL = 0.5  # seconds
 
 
 class Thread(driver.AIOKafkaConsumerThread):
+    def on_crash(self, msg: str, *fmt: Any, **kwargs: Any) -> None:
+        """Nothing more: ``BatchApp.wait`` says it in one line, where mode would print a traceback."""
+
     def _create_consumer(self, loop: asyncio.AbstractEventLoop) -> AIOKafkaConsumer:
         """Faust's own has a fixed fetch wait, one assignor and credentials of another shape.
 

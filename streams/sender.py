@@ -24,7 +24,7 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
 from models.gate import decide, gate_time
 from models.message import Mail, check_shop, signer
@@ -32,6 +32,7 @@ from schemas.config import Settings
 from schemas.errors import UNREADABLE, KafkaUnavailable, SettingsError
 from schemas.mail import Claim, Delivery, Draft, decoder, encode, iso
 from schemas.topics import CLAIMS, DELIVERIES, DRAFTS, EVENTS, EXAMPLES, GATE
+from streams import outage
 from streams.desk import ASKED, Desk, Job, finish, told, wait
 from streams.ends import Ends
 from streams.examples import example_of
@@ -39,6 +40,7 @@ from streams.kafka import connection, producer
 from streams.ledger import delivery_of, orphan, recover
 from streams.letters import Letter, Letters
 from streams.metrics import STAGES, Value
+from streams.outage import Outage
 from streams.smtp import Mailer
 from streams.stall import WORK, Work
 
@@ -100,6 +102,7 @@ class Sender(ConsumerRebalanceListener):
         )
         self.ends = Ends(self.consumer, self.kafka.topic(EVENTS))
         self._producer: AIOKafkaProducer | None = None
+        self._measuring: asyncio.Task[None] | None = None
 
     def work(self) -> dict[str, Work]:
         """For ``streams.stall``: a desk with nothing to do turns once a second, too."""
@@ -107,6 +110,7 @@ class Sender(ConsumerRebalanceListener):
 
     async def start(self) -> None:
         """Connect and join the group."""
+        self._measuring = asyncio.create_task(self._measure())
         await self.letters.start()
         self._producer = await producer(self.kafka, linger_ms=2)
         self.consumer.subscribe([self.kafka.topic(DRAFTS), self.kafka.topic(GATE)], listener=self)
@@ -114,6 +118,20 @@ class Sender(ConsumerRebalanceListener):
             await self.consumer.start()
         except KafkaError as error:
             raise KafkaUnavailable(f"no Kafka answers at {self.kafka.bootstrap}: {error}") from error
+
+    async def _measure(self) -> None:
+        heard = Outage(self.kafka, self.kafka.prefix + GROUP).heard
+        while True:
+            await asyncio.sleep(outage.MEASURE)
+            try:
+                async with asyncio.timeout(outage.MEASURE):
+                    await self.consumer.end_offsets(list(self.consumer.assignment())[:1])
+            except (TimeoutError, KafkaConnectionError, KafkaTimeoutError):
+                heard(False)
+            except KafkaError:  # in the middle of a rebalance: says nothing
+                continue
+            else:
+                heard(True)
 
     def told(self) -> list[Value]:
         """Figures for ``/metrics``."""
@@ -128,6 +146,8 @@ class Sender(ConsumerRebalanceListener):
 
     async def close(self) -> None:
         """Finish what is on its way, commit, leave the group."""
+        if self._measuring is not None:
+            self._measuring.cancel()
         await self._leave(list(self.desks))
         await self.consumer.stop()
         if self._producer is not None:

@@ -1,0 +1,28 @@
+"""Whether Kafka answers: told once when it stops to and once when it does again, where its client says it without end."""
+
+from __future__ import annotations
+
+import logging
+
+from schemas.config import KafkaSettings
+
+MEASURE = 5.0  # seconds between two questions, and the longest wait for an answer
+QUIET = ("faust", "mode", "aiokafka", "intervaltree", "streams.consumer")  # the last: Faust logs by its subclasses' module
+log = logging.getLogger(__name__)
+
+
+class Outage:
+    """``heard`` after each question. Nothing ends with an outage: what was begun waits, and goes on where it stood."""
+
+    def __init__(self, kafka: KafkaSettings, group: str) -> None:
+        for name in QUIET:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._where, self._place, self._away = kafka.bootstrap, {"group": group}, False
+
+    def heard(self, answer: bool) -> None:
+        """Whether the question was answered."""
+        if answer and self._away:
+            log.warning("Kafka answers again", extra=self._place)
+        elif not answer and not self._away:
+            log.error("Kafka at %s doesn't answer: waiting until it does; start it, or mend MAILTIDE_KAFKA", self._where, extra=self._place)
+        self._away = not answer

@@ -35,6 +35,17 @@ class Thread(driver.AIOKafkaConsumerThread):
     def on_crash(self, msg: str, *fmt: Any, **kwargs: Any) -> None:
         """Nothing more: ``BatchApp.wait`` says it in one line, where mode would print a traceback."""
 
+    async def on_thread_stop(self) -> None:
+        """Where no broker answers aiokafka lets the cancellation of its own fetch out (fetcher.py:457).
+
+        Uncaught it ended this thread before that was told: a traceback on stderr, and who left waited for ever.
+        """
+        try:
+            await super().on_thread_stop()
+        except asyncio.CancelledError:
+            if self._consumer is not None:
+                await self._consumer._client.close()  # what stop() had left to do
+
     def _create_consumer(self, loop: asyncio.AbstractEventLoop) -> AIOKafkaConsumer:
         """Faust's own has a fixed fetch wait, one assignor and credentials of another shape.
 

@@ -11,6 +11,7 @@ from typing import Any
 import faust
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.errors import RebalanceInProgressError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -249,6 +250,23 @@ async def test_a_commit_that_fails_ends_the_app_and_leaving_ends_too(bench: Benc
     assert "\n" not in str(caught.value)
     await bench.app.stop()
     assert 1 <= len(tried) < 10 and await bench.committed() == 0
+
+
+async def test_leaving_ends_where_aiokafka_lets_its_own_cancellation_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in an outage. The consumer's thread died of it, a traceback on stderr, and nobody told who waited for its end."""
+    close = Fetcher.close
+
+    async def cancelled(self: Fetcher) -> None:
+        await close(self)
+        raise asyncio.CancelledError
+
+    (await bench.batch(0)).done()
+    with monkeypatch.context() as patched:
+        patched.setattr(Fetcher, "close", cancelled)
+        await bench.app.stop()
+    assert "did not stop" not in caplog.text and await bench.committed() == 1
 
 
 async def test_leaving_waits_for_no_batch_that_reached_nobody(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def test_the_versions_are_those_it_was_written_for() -> None:
             "highwaters position assignment on_partitions_revoked on_partitions_assigned verify_event_path "
             "on_buffer_full on_buffer_drop stop_flow",
         ),
-        (driver.AIOKafkaConsumerThread, "_create_consumer seek_to_beginning"),
+        (driver.AIOKafkaConsumerThread, "_create_consumer seek_to_beginning on_thread_stop on_crash"),
         (driver.Producer, "_settings_auth"),
         (driver.Transport, "Consumer Producer"),
         (faust.App, "_create_directories transport producer_transport consumer flow_control rebalancing consumer_generation_id"),

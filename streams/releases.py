@@ -7,6 +7,7 @@ file changes nothing: what served goes on.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -130,7 +131,6 @@ class Releases:
         if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == digest:
             return file
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
             with fsspec.open(release.artifact, "rb") as source:
                 data: bytes = source.read()
         except Exception as error:  # each of fsspec's stores has its own errors
@@ -138,6 +138,12 @@ class Releases:
         if hashlib.sha256(data).hexdigest() != digest:
             raise ArtifactError(f"{release.artifact}: its sha256 isn't the release's: torn or replaced; publish it again")
         beside = file.with_suffix(f".{os.getpid()}.part")
-        beside.write_bytes(data)
-        beside.replace(file)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            beside.write_bytes(data)
+            beside.replace(file)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # the folder itself may be what can't be made
+                beside.unlink(missing_ok=True)
+            raise ArtifactError(f"{file}: can't be kept ({error.strerror}): make room, then start the writer again") from error
         return file

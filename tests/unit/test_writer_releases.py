@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import resource
 from pathlib import Path
 
 import msgspec
@@ -105,6 +106,24 @@ def test_a_bad_release_is_refused_and_said_and_the_old_one_serves_on(
     restarted = made(tmp_path, base)  # compaction left the bad record alone, which names what it came from
     assert restarted.apply(msgspec.json.encode(msgspec.structs.replace(msgspec.json.decode(record, type=Release), before=(old,))))
     assert restarted.choose("c1", "i")[0] == "r3" and restarted.choose("c1", "i")[1] is not None
+
+
+def test_a_full_disk_refuses_the_release_and_the_old_one_serves_on(
+    tmp_path: Path, base: tuple[Shape, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    releases = made(tmp_path, base)
+    one, two = lora(tmp_path / "1.safetensors", base[1], seed=1), lora(tmp_path / "2.safetensors", base[1], seed=2)
+    assert releases.apply(release(one, base[1], 1))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with caplog.at_level(logging.WARNING, "mailtide.writer"):
+            assert not releases.apply(release(two, base[1], 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert releases.choose("c1", "i")[0] == "r1" and len(list((tmp_path / "home" / "adapters").iterdir())) == 1
+    assert len(caplog.messages) == 1 and "can't be kept (File too large): make room" in caplog.messages[0]
+    assert releases.apply(release(two, base[1], 2))
 
 
 def test_a_restart_needs_no_artifact_store(tmp_path: Path, base: tuple[Shape, str]) -> None:

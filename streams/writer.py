@@ -10,25 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import heapq
 import json
 import logging
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from models.guard import check, passes
+from models.guard import passes
 from models.phrasebook.book import Book
 from models.pool import Key, Pool
-from models.prompt import Prompt, narrow, prompt_of, render, shared
+from models.prompt import Prompt, narrow, prompt_of, render
 from models.slots import ALWAYS
-from models.writer import Adapter, Engine, Free, Guided, Model, Request, Walk, Written, locate, precision_for, prepare
+from models.writer import Adapter, Engine, Model, locate, precision_for, prepare
 from schemas.config import Settings
 from schemas.errors import UNREADABLE, ModelError, PhrasebookError
 from schemas.mail import Choice, Draft, Intent, Origin, decoder, encode, iso, seconds
@@ -36,6 +35,7 @@ from schemas.release import Snapshot
 from schemas.topics import CLUSTERS, DRAFTS, INTENTS, RELEASES
 from streams.batches import Batch, BatchApp
 from streams.desk import wait
+from streams.drafting import draft, seed_of
 from streams.follow import follow
 from streams.kafka import producer
 from streams.metrics import STAGES, writing
@@ -45,7 +45,6 @@ log = logging.getLogger("mailtide.writer")
 GROUP = "mailtide-writer"
 AHEAD = 4  # mails queued in the engine beyond its rows, so that a free row never waits for the loop
 STATS_EVERY = 2.0  # seconds
-BEAT = 5.0  # seconds between looks whether the model runs
 IDLE = 0.25  # seconds without intents after which the pool is filled ahead
 ASKED = 4000  # prompts whose makings are remembered, as many as the pool has shelves
 _INTENT = decoder(Intent)
@@ -84,9 +83,10 @@ class Desk:
         self.worker_id = worker_id
         self.settings, self.engine, self.releases, self.book, self.outbox = settings, engine, releases, book, outbox
         w = settings.writer
+        self._draft = functools.partial(draft, engine, book, w)
         self.pool = Pool(w.pool_size, w.pool_oversample, w.fresh_share)
         self.descriptions: dict[str, str] = {}
-        self._epoch = -1
+        self._epoch, self._untold = -1, False
         self.waiting: list[Job] = []
         self.writing: Counter[Key] = Counter()  # mails in hand by prompt and release
         self.wake = asyncio.Event()
@@ -162,12 +162,19 @@ class Desk:
             await wait(self.wake, IDLE)
 
     def tell(self) -> None:
-        """Leave the counters where ``mailtide demo`` and the monitor read them."""
+        """Leave the counters where ``mailtide demo`` and the monitor read them. A full disk stops no mail for them, and is said once."""
         folder = Path(self.settings.home) / "run"
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / f".writer-{self.worker_id}.{os.getpid()}.json"
-        beside.write_text(json.dumps(self.stats()))
-        beside.replace(folder / f"writer-{self.worker_id}.json")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            beside = folder / f".writer-{self.worker_id}.{os.getpid()}.json"
+            beside.write_text(json.dumps(self.stats()))
+            beside.replace(folder / f"writer-{self.worker_id}.json")
+        except OSError as error:
+            if not self._untold:
+                log.error("%s: the writer's counters can't be written (%s): make room", folder, error.strerror)
+            self._untold = True
+        else:
+            self._untold = False
 
     def _dispatch(self) -> None:
         """Give out what can go now: pool and templates at once, the rest as rows come free."""
@@ -264,8 +271,8 @@ class Desk:
         verdicts: dict[str, str] = {}
         for attempt in range(2):
             try:
-                seed = _seed(job.intent.intent_id, attempt)
-                found = await self._write(job.prompt, job.adapter, seed, job.intent.priority, job.batch.batch.touch)
+                seed = seed_of(job.intent.intent_id, attempt)
+                found = await self._draft(job.prompt, job.adapter, seed, job.intent.priority, job.batch.batch.touch)
             except ModelError as error:
                 log.warning("a mail was not written: %s", error)
                 verdicts = {"writer": str(error)}
@@ -275,53 +282,13 @@ class Desk:
             if found is None:
                 verdicts = {"phrasebook": f"no chapter for {job.intent.trigger}"}
                 break
-            draft, verdicts = found
+            written, verdicts = found
             if passes(verdicts):
-                self.pool.offer(job.key, draft, verdicts, job.intent.customer)
-                await self._send(job, draft.text, "generated", draft.seed, draft.choices, verdicts)
+                self.pool.offer(job.key, written, verdicts, job.intent.customer)
+                await self._send(job, written.text, "generated", written.seed, written.choices, verdicts)
                 return
             self.refused.update(rule for rule, verdict in verdicts.items() if verdict != "ok")
         await self._template(job, verdicts)
-
-    async def _write(
-        self, prompt: Prompt, adapter: Adapter | None, seed: int, priority: int, touch: Callable[[], None] = lambda: None
-    ) -> tuple[Written, dict[str, str]] | None:
-        """One draft with its verdicts (``free``: the best of several); None where the book has no chapter for the trigger.
-
-        ``touch`` hears from time to time that the model runs: a mail may take a slow machine longer than a stuck one is given.
-        """
-        w = self.settings.writer
-        if prompt.trigger not in self.book.chapters:
-            return None
-        slots = frozenset(prompt.slots) | ALWAYS
-        words = self.engine.model.words
-
-        def walk(number: int) -> Walk:
-            if w.mode == "free":
-                return Free(words, slots, seed=number, temperature=w.temperature)
-            kinds = (prompt.trigger, prompt.tone, slots, prompt.goods, prompt.situation)
-            odds = adapter.odds if adapter is not None else None
-            # The base alone knows good English, not what suits an email: the book's tags outweigh it until feedback taught an adapter.
-            temperature = w.untaught_temperature if adapter is None else w.temperature
-            return Guided(words, self.book, *kinds, seed=number, temperature=temperature, explore=w.explore, odds=odds)
-
-        count = w.pool_oversample if w.mode == "free" else 1
-        tokens = words.encode(render(prompt))
-        head = words.encode(shared(prompt))
-        common = len(head) if tokens[: len(head)] == head else 0
-        asked = [self.engine.submit(Request(tokens, functools.partial(walk, seed + i), adapter, priority, common)) for i in range(count)]
-        written = asyncio.gather(*(asyncio.wrap_future(one) for one in asked))
-        runs = self.engine.counters.runs
-        try:
-            while not (await asyncio.wait({written}, timeout=BEAT))[0]:
-                if self.engine.counters.runs != runs:
-                    runs = self.engine.counters.runs
-                    touch()
-        finally:
-            written.cancel()  # when we are, it is of no use; when it's done, this does nothing
-        drafts = written.result()
-        judged = [(draft, check(draft.text, slots, prompt.trigger)) for draft in drafts]
-        return max(judged, key=lambda pair: (passes(pair[1]), pair[0].score))
 
     async def _template(self, job: Job, verdicts: dict[str, str]) -> None:
         """The approved fallback; empty text where the book has none, which the sender refuses with these verdicts."""
@@ -337,9 +304,9 @@ class Desk:
 
     async def _send(self, job: Job, text: str, origin: Origin, seed: int, choices: tuple[Choice, ...], guard: dict[str, str]) -> None:
         mode = self.settings.writer.mode if origin != "template" else "guided"
-        draft = Draft(job.intent, text, origin, mode, job.release, seed, choices, guard, iso(time.time()), render(job.prompt))
+        made = Draft(job.intent, text, origin, mode, job.release, seed, choices, guard, iso(time.time()), render(job.prompt))
         topic = self.settings.kafka.topic(DRAFTS)
-        await (await self.outbox.send(topic, encode(draft), job.intent.customer.encode(), partition=job.batch.batch.partition))
+        await (await self.outbox.send(topic, encode(made), job.intent.customer.encode(), partition=job.batch.batch.partition))
         self.origins[origin] += 1
         job.batch.one()
 
@@ -355,18 +322,13 @@ class Desk:
 
     async def _ahead(self, key: Key, adapter: Adapter | None, number: int) -> None:
         try:
-            found = await self._write(key[0], adapter, _seed(f"{key}", number), 9)
+            found = await self._draft(key[0], adapter, seed_of(f"{key}", number), 9)
         except (ModelError, asyncio.CancelledError):
             return
         if found and passes(found[1]):
             self.pool.offer(key, *found)
         elif found:
             self.pool.skip(key)
-
-
-def _seed(name: str, attempt: int) -> int:
-    """63 bits that are the same at each replay."""
-    return int.from_bytes(hashlib.blake2b(f"{name}/{attempt}".encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _expired(settings: Settings, intent: Intent, now: float) -> bool:

@@ -23,7 +23,7 @@ from schemas.config import Settings, WriterSettings
 from schemas.mail import Draft, Facts, Intent, Product, Source, decoder, encode, iso
 from schemas.release import Cluster, Release, Snapshot
 from schemas.topics import CLUSTERS, DRAFTS, INTENTS, RELEASES
-from streams import writer
+from streams import drafting, writer
 from streams.stall import work
 from tests.tiny_model import lora, tiny
 
@@ -147,7 +147,7 @@ async def test_a_queue_that_is_too_long_falls_back_by_urgency(tiny_settings: Set
 
 async def test_a_mail_that_takes_long_is_no_standstill(tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a slow machine the first mail takes longer than a stuck worker is given; the model's runs show that it gets on."""
-    monkeypatch.setattr(writer, "BEAT", 0.05)
+    monkeypatch.setattr(drafting, "BEAT", 0.05)
     going, take = threading.Event(), Guided.take
 
     def slowly(self: Guided, ids: Any, logits: Any) -> list[int]:
@@ -174,3 +174,22 @@ async def test_a_mail_that_takes_long_is_no_standstill(tiny_settings: Settings, 
             await reader.until(lambda d: len(d) == 1)
     finally:
         going.set()
+
+
+async def test_counters_that_cannot_be_written_stop_no_mail(
+    tiny_settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a full disk; said once, and again after they could be written."""
+    monkeypatch.setattr(writer, "STATS_EVERY", 0.0)
+    run = Path(tiny_settings.home) / "run"
+    run.parent.mkdir(parents=True, exist_ok=True)
+    run.write_text("in the way")
+    async with publishing(tiny_settings) as out, Reader(tiny_settings) as reader, serving(tiny_settings) as task:
+        for number in range(5):
+            await put(out, tiny_settings, intent(number))
+            await reader.until(lambda d, want=number + 1: len(d) >= want or task.done())  # type: ignore[misc]
+            assert not task.done()
+        told = [record.getMessage() for record in caplog.records if "counters" in record.getMessage()]
+        run.unlink()
+    assert len(told) == 1 and str(run) in told[0] and "make room" in told[0]
+    assert (run / "writer-w0.json").is_file()

@@ -7,6 +7,7 @@ import contextlib
 import heapq
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +111,18 @@ class Desk:
     def behind(self, job: Job) -> None:
         """Waits until intake has read up to ``job.target``."""
         heapq.heappush(self._behind, (job.target, job.offset, time.monotonic() + ASK_AGAIN, job))
+
+    def fresh(self, jobs: Iterable[Job], end: int) -> list[Job]:
+        """Those that intake is not behind for, the others wait: an order that was published before ``end`` cancels the mail."""
+        passed = []
+        for job in jobs:
+            job.target = end if job.target < 0 else job.target
+            if self.ledger.watermark >= job.target:
+                passed.append(job)
+            else:
+                self.ledger.release(job.draft.intent.customer, job.draft.intent.intent_id)
+                self.behind(job)
+        return passed
 
     def take(self, most: int, wall: float) -> list[Job]:
         """The next drafts to ask the gate about, care first."""

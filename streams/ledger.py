@@ -156,6 +156,12 @@ async def recover(kafka: KafkaSettings, partition: int, clock: Literal["event", 
     return ledger, position
 
 
+def claim_of(draft: Draft, at: str, withdrawn: bool = False) -> Claim:
+    """The record that a draft is being sent from now on, or is not after all."""
+    intent = draft.intent
+    return Claim(intent.intent_id, intent.customer, intent.trigger, at, draft, withdrawn)
+
+
 def orphan(claim: Claim, at: str, shop: ShopSettings) -> Delivery:
     """The outcome of a claim whose sender died: nobody knows whether the server took the mail, so it is not sent again."""
     return delivery_of(claim.draft, "unknown", at=at, message_id=message_id(claim.intent_id, shop))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
 from schemas.config import KafkaSettings
 
@@ -26,3 +30,18 @@ class Outage:
         elif not answer and not self._away:
             log.error("Kafka at %s doesn't answer: waiting until it does; start it, or mend MAILTIDE_KAFKA", self._where, extra=self._place)
         self._away = not answer
+
+
+async def watch(consumer: AIOKafkaConsumer, outage: Outage) -> None:
+    """Ask for ever."""
+    while True:
+        await asyncio.sleep(MEASURE)
+        try:
+            async with asyncio.timeout(MEASURE):
+                await consumer.end_offsets(list(consumer.assignment())[:1])
+        except (TimeoutError, KafkaConnectionError, KafkaTimeoutError):
+            outage.heard(False)
+        except KafkaError:  # in the middle of a rebalance: says nothing
+            continue
+        else:
+            outage.heard(True)

@@ -24,7 +24,7 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
+from aiokafka.errors import KafkaError
 
 from models.gate import decide, gate_time
 from models.message import Mail, check_shop, signer
@@ -32,26 +32,23 @@ from schemas.config import Settings
 from schemas.errors import UNREADABLE, KafkaUnavailable, SettingsError
 from schemas.mail import Claim, Delivery, Draft, decoder, encode, iso
 from schemas.topics import CLAIMS, DELIVERIES, DRAFTS, EVENTS, EXAMPLES, GATE
-from streams import outage
 from streams.desk import ASKED, Desk, Job, finish, told, wait
 from streams.ends import Ends
 from streams.examples import example_of
 from streams.kafka import connection, producer
-from streams.ledger import delivery_of, orphan, recover
+from streams.ledger import claim_of, delivery_of, orphan, recover
 from streams.letters import Letter, Letters
 from streams.metrics import STAGES, Value
-from streams.outage import Outage
+from streams.outage import Outage, watch
 from streams.smtp import Mailer
 from streams.stall import WORK, Work
 
 log = structlog.get_logger()
-
 GROUP = "mailtide-sender"
 ROUND = 64  # drafts in one claim
 MOST_WAITING = 20_000  # drafts of a partition in memory, some 40 MB; beyond, its drafts are read later
 COMMIT_EVERY = 0.5  # seconds
 LONGEST_BACKOFF = 60.0  # seconds between two tries of a mail that the server put off
-
 _DRAFT = decoder(Draft)
 
 
@@ -110,7 +107,7 @@ class Sender(ConsumerRebalanceListener):
 
     async def start(self) -> None:
         """Connect and join the group."""
-        self._measuring = asyncio.create_task(self._measure())
+        self._measuring = asyncio.create_task(watch(self.consumer, Outage(self.kafka, self.kafka.prefix + GROUP)))
         await self.letters.start()
         self._producer = await producer(self.kafka, linger_ms=2)
         self.consumer.subscribe([self.kafka.topic(DRAFTS), self.kafka.topic(GATE)], listener=self)
@@ -118,20 +115,6 @@ class Sender(ConsumerRebalanceListener):
             await self.consumer.start()
         except KafkaError as error:
             raise KafkaUnavailable(f"no Kafka answers at {self.kafka.bootstrap}: {error}") from error
-
-    async def _measure(self) -> None:
-        heard = Outage(self.kafka, self.kafka.prefix + GROUP).heard
-        while True:
-            await asyncio.sleep(outage.MEASURE)
-            try:
-                async with asyncio.timeout(outage.MEASURE):
-                    await self.consumer.end_offsets(list(self.consumer.assignment())[:1])
-            except (TimeoutError, KafkaConnectionError, KafkaTimeoutError):
-                heard(False)
-            except KafkaError:  # in the middle of a rebalance: says nothing
-                continue
-            else:
-                heard(True)
 
     def told(self) -> list[Value]:
         """Figures for ``/metrics``."""
@@ -180,9 +163,8 @@ class Sender(ConsumerRebalanceListener):
             try:
                 draft = _DRAFT.decode(record.value or b"")
             except UNREADABLE as error:
-                self.log.error(
-                    "a draft that can't be read", topic=place.topic, partition=place.partition, offset=record.offset, error=str(error)
-                )
+                where = {"topic": place.topic, "partition": place.partition, "offset": record.offset}
+                self.log.error("a draft that can't be read", error=str(error), **where)
                 draft = None
             desk.add(record.offset, draft)
         if len(desk) >= MOST_WAITING:
@@ -300,7 +282,9 @@ class Sender(ConsumerRebalanceListener):
         return passed
 
     async def _round(self, desk: Desk, jobs: list[Job]) -> None:
-        passed = await self._fresh(desk, await self._filter(desk, jobs))
+        passed = await self._filter(desk, jobs)
+        if passed:
+            passed = desk.fresh(passed, await self.ends.of(desk.number))
         if not passed:
             return
         if not await self.mailer.ready():
@@ -324,7 +308,7 @@ class Sender(ConsumerRebalanceListener):
         if not mails or not desk.alive:
             return
         acknowledged = time.monotonic()
-        await self._claim(desk, [self._claim_of(job) for job, _ in mails])
+        await self._claim(desk, [claim_of(job.draft, iso(self._now(job.draft))) for job, _ in mails])
         for job, mail in mails:
             task = asyncio.create_task(self._send(desk, job, mail, acknowledged))
             desk.sending.add(task)
@@ -335,25 +319,6 @@ class Sender(ConsumerRebalanceListener):
         desk.wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error if isinstance(error, Exception) else RuntimeError(str(error)))
-
-    async def _fresh(self, desk: Desk, jobs: list[Job]) -> list[Job]:
-        """The drafts that intake is not behind for: an order that was published before now cancels the mail."""
-        if not jobs:
-            return []
-        end = await self.ends.of(desk.number)
-        passed = []
-        for job in jobs:
-            job.target = end if job.target < 0 else job.target
-            if desk.ledger.watermark >= job.target:
-                passed.append(job)
-            else:
-                desk.ledger.release(job.draft.intent.customer, job.draft.intent.intent_id)
-                desk.behind(job)
-        return passed
-
-    def _claim_of(self, job: Job, withdrawn: bool = False) -> Claim:
-        intent = job.draft.intent
-        return Claim(intent.intent_id, intent.customer, intent.trigger, iso(self._now(job.draft)), job.draft, withdrawn)
 
     async def _claim(self, desk: Desk, claims: list[Claim]) -> None:
         """Acknowledged when it returns; raises where another worker has fenced this one."""
@@ -386,7 +351,7 @@ class Sender(ConsumerRebalanceListener):
             if ended.status == "sent":
                 await self.producer.send(self.kafka.topic(EXAMPLES), encode(example_of(draft, at)), draft.intent.cluster.encode())
             return
-        await self._claim(desk, [self._claim_of(job, withdrawn=True)])
+        await self._claim(desk, [claim_of(draft, iso(self._now(draft)), withdrawn=True)])
         job.attempts += answer.kind == "later"
         self._put_off(desk, job, min(LONGEST_BACKOFF, 0.25 * 2.0**job.attempts) if answer.kind == "later" else 0.0)
 

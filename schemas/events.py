@@ -52,6 +52,7 @@ _UNDERSTOOD = frozenset(TRACKED)
 _FIVE_DIGIT_YEAR = re.compile(r"\+?\d{5,6}-\d\d-\d\d")
 _UTF8_BOM = b"\xef\xbb\xbf"
 _DIGITS = 40  # of a number used as an id
+_DEPTH = 32  # of lists and objects within a trait
 
 
 class Item(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -191,7 +192,8 @@ def _event(wire: _Wire, wall: float, partition: int, offset: int) -> Event | Dea
         return Dead("future", f"the time is more than {MAX_AHEAD:.0f} seconds ahead")
     traits = None
     if kind == "identify":
-        traits = {**((wire.context and wire.context.traits) or {}), **(wire.traits or {})}
+        told = {**((wire.context and wire.context.traits) or {}), **(wire.traits or {})}
+        traits = {name: value for name, value in told.items() if _keepable(name) and _keepable(value)}
     return Event(customer, kind, at, wire.messageId or "", wire.properties or _NONE, traits, partition, offset, wire.event or "")
 
 
@@ -259,7 +261,7 @@ def _wire(body: dict[str, Any]) -> _Wire | Dead:
         found = body.get(name)
         if found is not None and not isinstance(found, str):
             return Dead("not_an_event", f"{name} is no text")
-        setattr(wire, name, found)
+        setattr(wire, name, found and found.encode(errors="replace").decode())
     for name in ("userId", "anonymousId"):
         found = body.get(name)
         text = _text(found)
@@ -295,6 +297,17 @@ def _text(found: Any) -> str | None:
             return None
         return found
     return None
+
+
+def _keepable(found: Any, depth: int = 0) -> bool:
+    """Whether it can be written down again: half of a surrogate pair (text cut within an emoji) can't, nor what is nested without end."""
+    if isinstance(found, str):
+        return found.isascii() or _text(found) is not None
+    if isinstance(found, dict):
+        return depth < _DEPTH and all(_keepable(name) and _keepable(value, depth + 1) for name, value in found.items())
+    if isinstance(found, list):
+        return depth < _DEPTH and all(_keepable(value, depth + 1) for value in found)
+    return True
 
 
 def _number(found: Any) -> float | None:

@@ -205,6 +205,21 @@ def test_a_huge_number_or_a_bad_message_id_is_no_harm() -> None:
     assert read(record(messageId=["x"])).message_id == ""
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["Ann \ud83d", {"\ud83d": 1}, {"a": ["\udc00"]}, json.loads("[" * 200 + "]" * 200)],
+    ids=["cut within an emoji", "a name", "nested", "without end"],
+)
+def test_a_trait_that_cannot_be_written_down_again_is_dropped_and_the_event_kept(value: Any) -> None:
+    event = read(record(type="identify", event=..., traits={"firstName": value, "timezone": value, "email": "a@b.example", "\ud83d": 1}))
+    assert event.traits == {"email": "a@b.example"}
+
+
+def test_the_name_of_an_event_may_be_cut_within_an_emoji() -> None:
+    event = read(record(event="Cheese \ud83d"))
+    assert (event.kind, event.name) == ("other", "Cheese ?")
+
+
 def test_traits_come_from_both_places() -> None:
     event = read(
         record(

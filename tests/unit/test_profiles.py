@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +36,24 @@ def test_traits_merge_in_order_and_null_takes_away(settings: Settings) -> None:
     again = Profiles.open(settings)
     assert again.get_many(["c1"])["c1"].first_name == "Anna"
     again.close()
+
+
+def test_a_full_disk_is_one_line_and_what_was_kept_stays(settings: Settings) -> None:
+    store = Profiles.open(settings)
+    store.put_many([("c0", {"email": "ann@shop.example"})])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(StoreError, match="the space on its disk") as caught:
+            for n in range(1000):
+                store.put_many([(f"c{n}", {"note": "x" * 900, "email": f"c{n}@shop.example"})])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value) and "shop.example" not in str(caught.value)
+    assert store.get_many(["c0"])["c0"].email in ("ann@shop.example", "c0@shop.example")
+    store.put_many([("late", {"email": "late@shop.example"})])  # there is room again
+    assert store.get_many(["late"])["late"].email == "late@shop.example"
+    store.close()
 
 
 def test_nothing_readable_rests_on_disk_and_the_key_is_ours_alone(settings: Settings, tmp_path: Path) -> None:

@@ -244,11 +244,13 @@ def main() -> None:
     parser.add_argument("--base", default="", help="a .gguf file or a Hugging Face folder; empty: the default model")
     parser.add_argument("--out", type=Path, default=HOUSE)
     parser.add_argument("--work", type=Path, default=Path("~/.mailtide/house").expanduser(), help="where the base is unpacked for torch")
-    for name in ("steps", "batch", "rank", "layers", "seed", "threads"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(standard, name))
+    for name in ("steps", "batch", "rank", "layers", "judge_every", "seed", "threads"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(standard, name))
     parser.add_argument("--learning-rate", type=float, default=standard.learning_rate)
     given = parser.parse_args()
-    recipe = Recipe(given.steps, given.batch, given.rank, given.layers, given.learning_rate, seed=given.seed, threads=given.threads)
+    recipe = Recipe(
+        given.steps, given.batch, given.rank, given.layers, given.learning_rate, given.judge_every, seed=given.seed, threads=given.threads
+    )
     path = locate(given.base)
     base, sha256 = load(path, house=None), fingerprint(path, None)
     folder = given.work / sha256[:12]

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from models.goods import goods
 from models.known import named
+from models.money import amount
 from models.state import State
 from models.zones import zone
 from schemas.config import ShopSettings, Trigger
@@ -29,8 +30,8 @@ def of_event(state: State, event: Event, trigger: Trigger, shop: ShopSettings) -
         local = datetime.fromtimestamp(event.at, zone(state.standing.timezone, shop.timezone))
         values["order_date"] = f"{local.day} {local:%B}"
     _put(values, "ticket_id", said.ticket_id)
-    if said.old_price is not None and said.old_price > 0:
-        values["old_price_1"] = f"{said.old_price:.2f} {said.currency or shop.currency}"
+    if said.old_price:
+        _put(values, "old_price_1", amount(said.old_price, said.currency or shop.currency))
     return complete(state, event.at, trigger, tuple(_product(item, said.currency or shop.currency) for item in best(items)), values)
 
 

@@ -14,7 +14,6 @@ import html
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from decimal import ROUND_HALF_UP, Decimal
 from email.header import Header
 from email.utils import format_datetime, formataddr
 from functools import lru_cache
@@ -24,18 +23,18 @@ from typing import Any
 import mrml
 import msgspec
 
+from models.money import price
 from models.slots import clean, fill, slots_in
 from schemas.config import ShopSettings, SmtpSettings
 from schemas.errors import PhrasebookError, SettingsError
-from schemas.mail import Draft, Intent, Product
+from schemas.mail import Draft, Intent
 
 LAYOUT = Path(__file__).with_name("mail.mjml")
+LONGEST_NAME = 60  # characters of a first name; whoever calls themselves a page of text, or a link, is greeted without
 LONGEST_LINE = 998  # bytes without CRLF, RFC 5322; List-Unsubscribe is never folded: not every reader joins it again
 _PLAIN = re.compile(r"[^A-Za-z0-9._-]")
 _MARK = re.compile(r"@@([a-z]+)@@")
 _ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+")
-SYMBOLS = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥", "INR": "₹", "CAD": "CA$", "AUD": "A$", "BRL": "R$", "KRW": "₩"}
-WHOLE = {"JPY", "KRW"}  # currencies without a smaller unit
 SERVICE = "You get this because of your order or your message to us. No more of our offers?"
 MARKETING = "You get this because you agreed to hear from us."
 
@@ -74,24 +73,6 @@ def parts(text: str) -> Words:
     return Words(subject, headers.get("Preheader", "").strip(), tuple(paragraphs[:-1]), label or "{shop_name}")
 
 
-def price(product: Product, fallback: str) -> str:
-    """The product's price as the event gave it, in its currency; empty where there is none.
-
-    >>> price(Product("p", "Bread", price=2.5, currency="USD"), "EUR")
-    '$2.50'
-    """
-    if product.price is None or not 0.0 <= product.price < 1e12:
-        return ""
-    currency = (product.currency or fallback).upper()
-    amount = Decimal(repr(float(product.price)))
-    places = 0 if currency in WHOLE else 2
-    exact = max(places, -int(amount.normalize().as_tuple().exponent))
-    # More than four decimals are the noise of binary fractions, not a price.
-    amount = amount.quantize(Decimal(1).scaleb(-(exact if exact <= 4 else places)), ROUND_HALF_UP)
-    symbol = SYMBOLS.get(currency)
-    return f"{symbol}{amount:,}" if symbol else f"{clean(currency)} {amount:,}".strip()
-
-
 def facts(intent: Intent, first_name: str, shop: ShopSettings) -> dict[str, str]:
     """The value of each slot that this intent can fill; those without a value are left out."""
     found = dict(intent.facts.values)
@@ -100,7 +81,10 @@ def facts(intent: Intent, first_name: str, shop: ShopSettings) -> dict[str, str]
         found[f"price_{number}"] = price(product, shop.currency)
     if intent.facts.products:
         found.setdefault("category", intent.facts.products[0].category)
-    found |= {"first_name": clean(first_name) or "there", "shop_name": shop.name, "agent_name": shop.agent_name, "cta_link": shop.link}
+    called = clean(first_name)
+    if len(called) > LONGEST_NAME or "://" in called:
+        called = ""
+    found |= {"first_name": called or "there", "shop_name": shop.name, "agent_name": shop.agent_name, "cta_link": shop.link}
     return {name: value for name, value in found.items() if clean(value)}
 
 

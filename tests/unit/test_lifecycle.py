@@ -77,7 +77,7 @@ CASES: dict[str, tuple[list[Told], Told, float, Told, str]] = {
     "checkout_abandoned": ([], ("Checkout Started", ORDER), 2 * HOUR, ("Order Completed", ORDER), "Rye bread"),
     "browse_abandoned": ([("Order Completed", ORDER)], ("Product Viewed", PRODUCT), 2 * DAY, ("Product Added", PRODUCT), "Rye bread"),
     "back_in_stock": ([], ("Product Back In Stock", PRODUCT), HOUR, ("Order Completed", ORDER), "Rye bread"),
-    "price_drop": ([], ("Price Dropped", PRODUCT), HOUR, ("Order Completed", ORDER), "3.00 USD"),
+    "price_drop": ([], ("Price Dropped", PRODUCT), HOUR, ("Order Completed", ORDER), "$3.00"),
     "review_request": ([], ("Order Completed", ORDER), 11 * DAY, ("Product Reviewed", {"product_id": "p-1", "rating": 5}), "Rye bread"),
     "complaint_care": ([], ("Support Ticket Opened", {"ticket_id": "t-9"}), HOUR, ("Support Ticket Closed", {"ticket_id": "t-9"}), "t-9"),
     "refund_care": ([("Order Completed", ORDER)], ("Order Refunded", {"order_id": "o-1"}), 2 * HOUR, ("Support Ticket Opened", {}), "o-1"),

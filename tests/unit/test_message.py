@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as trying
 from hypothesis import strategies as st
 
-from models.message import address, check_shop, compose, facts, message_id, parts, price, signer, token, token_intent
+from models.message import address, check_shop, compose, facts, message_id, parts, signer, token, token_intent
+from models.money import price
 from schemas.config import ShopSettings, SmtpSettings
 from schemas.errors import PhrasebookError, SettingsError
 from schemas.mail import Draft, Facts, Intent, Product, Source, iso
@@ -192,6 +193,13 @@ def test_facts_that_are_not_there_are_no_slots() -> None:
     assert values["category"] == "Bakery"
     assert {"order_id", "product_2", "price_2"}.isdisjoint(values)
     assert facts(draft(cta_link="https://evil.example.com").intent, "", SHOP)["cta_link"] == SHOP.link
+
+
+@pytest.mark.parametrize(
+    ("name", "greeted"), [("Ann", "Ann"), (" ", "there"), ("x" * 61, "there"), ("Win at https://evil.example.com", "there")]
+)
+def test_a_first_name_that_is_a_page_or_a_link_is_no_name(name: str, greeted: str) -> None:
+    assert facts(draft().intent, name, SHOP)["first_name"] == greeted
 
 
 def test_a_hole_is_no_mail() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 import msgspec
 from kafka import KafkaConsumer, TopicPartition
 
+from mailtide.reading import following
 from schemas.config import Settings, kafka_python_options
 from schemas.mail import Delivery, GateRecord, Intent, Watermark
 from schemas.release import Release, Snapshot
@@ -80,28 +80,7 @@ class Follower:
         return sum(max(0, end - self.seen.applied.get(partition, 0)) for partition, end in ends.items())
 
     def _follow(self) -> None:
-        kafka = self.settings.kafka
-        consumer = KafkaConsumer(
-            **kafka_python_options(kafka),
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            isolation_level="read_committed",
-            fetch_max_wait_ms=50,
-        )
-        names = {kafka.topic(name): name for name in FOLLOWED}
-        # A topic that was made just now may not be known yet; left out, its records would be missed for good.
-        while not all(consumer.partitions_for_topic(name) for name in names) and not self._halt.wait(0.1):
-            pass
-        consumer.assign([TopicPartition(name, number) for name in names for number in consumer.partitions_for_topic(name) or ()])
-        try:
-            while not self._halt.is_set():
-                for batch in consumer.poll(timeout_ms=100).values():
-                    for record in batch:
-                        if record.value is not None:
-                            with contextlib.suppress(msgspec.MsgspecError):  # `mailtide audit` names what can't be read
-                                self._note(names[record.topic], record)
-        finally:
-            consumer.close()
+        following(self.settings, FOLLOWED, self._halt, self._note)
 
     def _note(self, topic: str, record: Any) -> None:
         if topic == INTENTS:

@@ -13,12 +13,12 @@ from collections import Counter
 from typing import Any
 
 import msgspec
-from kafka import KafkaConsumer, TopicPartition
 
+from mailtide.reading import following
 from mailtide.sources import Dated
 from models.phrasebook.book import Book
 from models.reader import met, portrait, respond, taste_of
-from schemas.config import Settings, kafka_python_options
+from schemas.config import Settings
 from schemas.errors import PhrasebookError
 from schemas.mail import Example, iso, seconds
 from schemas.topics import EXAMPLES
@@ -88,27 +88,7 @@ class Readers:
                     heapq.heappush(self._waiting, (at, event["messageId"], Dated(at, example.customer, event)))
 
     def _follow(self) -> None:
-        kafka = self.settings.kafka
-        consumer = KafkaConsumer(
-            **kafka_python_options(kafka),
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            isolation_level="read_committed",
-            fetch_max_wait_ms=50,
-        )
-        try:
-            name = kafka.topic(EXAMPLES)
-            # A topic that was made just now may not be known yet: without its partitions nothing would ever be read.
-            while not consumer.partitions_for_topic(name) and not self._halt.wait(0.1):
-                pass
-            consumer.assign([TopicPartition(name, number) for number in consumer.partitions_for_topic(name) or ()])
-            while not self._halt.is_set():
-                for batch in consumer.poll(timeout_ms=100).values():
-                    for record in batch:
-                        if record.value is not None:
-                            self.read(msgspec.json.decode(record.value, type=Example))
-        finally:
-            consumer.close()
+        following(self.settings, (EXAMPLES,), self._halt, lambda _, record: self.read(msgspec.json.decode(record.value, type=Example)))
 
 
 def answer(example: Example, kind: str, at: float) -> dict[str, Any]:

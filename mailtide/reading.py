@@ -1,14 +1,25 @@
-"""Read whole topics, or one customer's part of them, from the command line."""
+"""Read whole topics, as they are or as they grow, or one customer's part of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.partitioner.default import murmur2
 
-from schemas.config import KafkaSettings, kafka_python_options
+from schemas.config import KafkaSettings, Settings, kafka_python_options
+from schemas.errors import UNREADABLE
+
+# From the first committed record on, and without leaving a trace of the reading.
+WHOLE: dict[str, Any] = {
+    "enable_auto_commit": False,
+    "auto_offset_reset": "earliest",
+    "isolation_level": "read_committed",
+    "fetch_max_wait_ms": 50,
+}
 
 
 def partition_of(customer: str, partitions: int) -> int:
@@ -18,13 +29,7 @@ def partition_of(customer: str, partitions: int) -> int:
 
 def records(kafka: KafkaSettings, topic: str, partition: int | None = None) -> Iterator[Any]:
     """Every committed record of a topic (or of one partition) up to its end as it is now."""
-    consumer = KafkaConsumer(
-        **kafka_python_options(kafka),
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        isolation_level="read_committed",
-        fetch_max_wait_ms=50,
-    )
+    consumer = KafkaConsumer(**kafka_python_options(kafka), **WHOLE)
     try:
         name = kafka.topic(topic)
         known = consumer.partitions_for_topic(name) or set()
@@ -39,6 +44,29 @@ def records(kafka: KafkaSettings, topic: str, partition: int | None = None) -> I
                 for record in batch:
                     if record.offset < ends[TopicPartition(record.topic, record.partition)]:
                         yield record
+    finally:
+        consumer.close()
+
+
+def following(settings: Settings, names: Collection[str], halt: threading.Event, take: Callable[[str, Any], None]) -> None:
+    """Give every record of these topics that has a value to ``take``, with its topic's plain name, from the beginning until ``halt``.
+
+    What ``take`` can't read is passed over: `mailtide audit` names it.
+    """
+    kafka = settings.kafka
+    consumer = KafkaConsumer(**kafka_python_options(kafka), **WHOLE)
+    plain = {kafka.topic(name): name for name in names}
+    try:
+        # A topic that was made just now may not be known yet; left out, its records would be missed for good.
+        while not all(consumer.partitions_for_topic(name) for name in plain) and not halt.wait(0.1):
+            pass
+        consumer.assign([TopicPartition(name, number) for name in plain for number in consumer.partitions_for_topic(name) or ()])
+        while not halt.is_set():
+            for batch in consumer.poll(timeout_ms=100).values():
+                for record in batch:
+                    if record.value is not None:
+                        with contextlib.suppress(*UNREADABLE):
+                            take(plain[record.topic], record)
     finally:
         consumer.close()
 

@@ -48,7 +48,10 @@ def configure(level: str, service: bool = True) -> None:
     logging.basicConfig(level=max(threshold, least), handlers=[handler], force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(threshold)
-    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)  # says of every busy moment that it was one
+    if threshold != logging.DEBUG:
+        logging.getLogger("kafka").setLevel(
+            logging.ERROR
+        )  # warns of each busy moment, and of each try while Kafka is away: we say it once
     logging.getLogger("jgo").setLevel(logging.ERROR)  # looks a Java up that we don't need, in vain, and says so at length
 
 

@@ -10,20 +10,24 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from mailtide import endpoints, logs
+from mailtide.drain import WHOLE, Halt
 from mailtide.jars import java, kafka_jars
+from mailtide.keeper import Keeper
 from mailtide.processes import spawn, stop
 from schemas.config import Settings, kafka_python_options
 from schemas.errors import KafkaUnavailable
 
 START_SECONDS = 120.0  # a cold 2-core machine takes 5, a crowded one 30; a broker that dies is noticed at once
+ASK_SECONDS = 3.0  # for an answer of one that starts: asked again and again, and not for so long that an end must wait for it
 STOP_SECONDS = 20.0
-GONE_SECONDS = 15.0  # without an answer from a broker that did answer, after which it is no longer waited for
+LEAST_STOP_SECONDS = 1.0  # where a drain has used its time up; what a killed broker had taken in, it finds again
+GONE_SECONDS = 30.0  # without an answer from a broker that did answer, after which it is no longer waited for: one that died comes back
 
 PROPERTIES = """\
 process.roles=broker,controller
@@ -86,9 +90,10 @@ def _answers(settings: Settings, timeout: float) -> bool:
 
 
 @contextlib.contextmanager
-def running(settings: Settings) -> Iterator[Settings]:
-    """Settings whose ``kafka.bootstrap`` answers; an embedded broker started here is stopped on leaving.
+def running(settings: Settings, halt: Halt | None = None) -> Iterator[Settings]:
+    """Settings whose ``kafka.bootstrap`` answers; an embedded broker started here is kept going, and stopped on leaving.
 
+    Once ``halt`` is set, a start is given up, and a stop keeps to the drain's time.
     Raises KafkaUnavailable, in one line, where none answers.
     """
     if settings.kafka.bootstrap:
@@ -105,13 +110,33 @@ def running(settings: Settings) -> Iterator[Settings]:
             yield _of_another_process(settings)
             return
         endpoints.sweep(home)
-        broker, bootstrap = start(settings)
+        halted = halt.is_set if halt else _never
+        process, bootstrap = start(settings, halted)
+        ready = with_bootstrap(settings, bootstrap)
+        keeper = _keeper(process, ready, halted)
         endpoints.put(home, kafka=bootstrap)
         try:
-            yield with_bootstrap(settings, bootstrap)
+            yield ready
         finally:
             endpoints.drop(home, "kafka")
-            stop(broker, STOP_SECONDS)
+            keeper.stop(max(LEAST_STOP_SECONDS, halt.left(WHOLE)) if halt and halt.is_set() else STOP_SECONDS)
+
+
+def _never() -> bool:
+    return False
+
+
+def _keeper(process: subprocess.Popen[bytes], ready: Settings, halted: Callable[[], bool]) -> Keeper:
+    """Whoever knows the broker's port goes on with it."""
+    port = int(ready.kafka.bootstrap.rsplit(":", 1)[1])
+    same = msgspec.structs.replace(ready, kafka=msgspec.structs.replace(ready.kafka, port=port))
+    keeper = Keeper("kafka", process, lambda: launch(same)[0], lambda again, done: answers(again, ready, done), _log(ready), halted)
+    keeper.start()
+    return keeper
+
+
+def _log(settings: Settings) -> Path:
+    return Path(settings.home).resolve() / "kafka" / "broker.log"
 
 
 @contextlib.contextmanager
@@ -173,8 +198,16 @@ def _let_go(data: Path) -> None:
             time.sleep(0.1)
 
 
-def start(settings: Settings) -> tuple[subprocess.Popen[bytes], str]:
-    """Format the data folder once, start the broker, wait until it answers: the process and its bootstrap server."""
+def start(settings: Settings, given_up: Callable[[], bool] = _never) -> tuple[subprocess.Popen[bytes], str]:
+    """Start the broker and wait until it answers: the process and its bootstrap server. Raises KafkaUnavailable."""
+    process, bootstrap = launch(settings)
+    if answers(process, with_bootstrap(settings, bootstrap), given_up):
+        return process, bootstrap
+    raise KafkaUnavailable(f"Kafka did not start: read the last lines of {_log(settings)}")
+
+
+def launch(settings: Settings) -> tuple[subprocess.Popen[bytes], str]:
+    """Format the data folder once and start the broker, which doesn't answer yet."""
     folder = Path(settings.home).resolve() / "kafka"
     folder.mkdir(parents=True, exist_ok=True)
     _let_go(folder / "data")
@@ -197,15 +230,18 @@ def start(settings: Settings) -> tuple[subprocess.Popen[bytes], str]:
         if formatted.returncode:
             said = (formatted.stderr or formatted.stdout).strip().splitlines()
             raise KafkaUnavailable(f"Kafka can't use {folder}/data: {said[-1] if said else 'no reason given'}")
-    process = spawn([*command, "kafka.Kafka", str(properties)], folder / "broker.log", last=signal.SIGTERM)
-    bootstrap = f"127.0.0.1:{port}"
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        if not _can_bind(port) and reachable(with_bootstrap(settings, bootstrap)):
-            return process, bootstrap
+    return spawn([*command, "kafka.Kafka", str(properties)], _log(settings), last=signal.SIGTERM), f"127.0.0.1:{port}"
+
+
+def answers(process: subprocess.Popen[bytes], ready: Settings, given_up: Callable[[], bool] = _never) -> bool:
+    """Wait until this broker answers; where it doesn't, or is given up, it is ended."""
+    port, deadline = int(ready.kafka.bootstrap.rsplit(":", 1)[1]), time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None and not given_up():
+        if not _can_bind(port) and reachable(ready, ASK_SECONDS):
+            return True
         time.sleep(0.1)
     stop(process, 1.0)
-    raise KafkaUnavailable(f"Kafka did not start: read the last lines of {folder}/broker.log")
+    return False
 
 
 def _can_bind(port: int) -> bool:

@@ -5,14 +5,31 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
 
-SECONDS = 9.0  # the supervisor, Docker and Kubernetes kill after 10, 10 and 30
+SECONDS = 8.0  # the supervisor kills after 8.5, Docker and Kubernetes after 10 and 30
+WHOLE = 9.0  # seconds that all of `mailtide up` has, its services and then its broker, so that it is gone before Docker kills
 
 log = structlog.get_logger()
+
+
+class Halt(threading.Event):
+    """Knows when it was set first, so that what ends one after the other keeps to one limit."""
+
+    since = 0.0  # monotonic seconds; 0 before
+
+    def set(self) -> None:
+        """Tell all to end."""
+        self.since = self.since or time.monotonic()
+        super().set()
+
+    def left(self, seconds: float) -> float:
+        """Of so many seconds since then, what is left; never below 0, and all of them before."""
+        return max(0.0, self.since + seconds - time.monotonic()) if self.since else seconds
 
 
 @contextmanager

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 from pathlib import Path
 
 LONGEST = 64 << 10  # bytes read from the end: a traceback with its notes is shorter
 WORDS = 800  # characters of it that a supervisor repeats: the longest mend is some 600
+
+JAVA = re.compile(r"\[[^\]]*\] (TRACE|DEBUG|INFO|WARN|ERROR) (\S+ - .+)")  # slf4j-simple's line: [thread] LEVEL logger - words
+
+
+def cause(log: Path, start: int, code: int) -> str:
+    """Why a process died that ended with ``code``: its last words, or the signal of one that could say none."""
+    if code == -signal.SIGKILL:
+        return "killed by SIGKILL: by hand, or by the system for want of memory"
+    return why(log, start) or (f"ended by {signal.Signals(-code).name}" if code < 0 else "it said nothing")
 
 
 def why(log: Path, start: int = 0) -> str:
@@ -27,6 +38,8 @@ def _told(line: str) -> tuple[bool, str]:
     """Whether the line tells an error, and what it says; a traceback's own lines say nothing."""
     if line.startswith("mailtide: "):
         return True, line.removeprefix("mailtide: ")
+    if java := JAVA.match(line):
+        return java[1] == "ERROR", java[2]
     try:
         record = json.loads(line)
     except ValueError:

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import structlog
 
-from mailtide.lastwords import why
-from mailtide.processes import spawn, stop
+from mailtide.lastwords import cause
+from mailtide.processes import pause, spawn, stop
 from schemas.config import Settings
 
-GRACE = 10.0  # seconds a service has to drain
-LONGEST_PAUSE = 30.0  # seconds before a service that keeps dying is tried again
+GRACE = 8.5  # seconds that the services have to drain, all at once; they cut off what is left after 8
 
 SERVICES: dict[str, list[str]] = {
     "intake": ["worker", "--stages", "intake,clusters"],
@@ -80,10 +79,10 @@ class Supervisor:
         for service in self.running:
             if service.process is not None and service.process.poll() is not None:
                 service.deaths += 1
-                pause = min(0.5 * 2 ** (service.deaths - 1), LONGEST_PAUSE)
-                told = {"why": why(service.log, service.logged) or "it said nothing", "log": str(service.log)}
-                log.warning("service_died", service=service.name, code=service.process.returncode, restart_in_seconds=pause, **told)
-                service.process, service.again_at = None, now + pause
+                code, wait = service.process.returncode, pause(service.deaths)
+                told = {"why": cause(service.log, service.logged, code), "log": str(service.log)}
+                log.warning("service_died", service=service.name, code=code, restart_in_seconds=wait, **told)
+                service.process, service.again_at = None, now + wait
             elif service.process is None and now >= service.again_at:
                 self._launch(service)
                 log.info("service_restarted", service=service.name, deaths=service.deaths)
@@ -94,6 +93,7 @@ class Supervisor:
         for process in alive:
             if process.poll() is None:
                 process.terminate()
+        deadline = time.monotonic() + GRACE
         for process in alive:
-            stop(process, GRACE)
+            stop(process, max(0.0, deadline - time.monotonic()))
         self.running = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -13,16 +12,19 @@ import msgspec
 import structlog
 
 from mailtide import broker, endpoints, outbox, topics
+from mailtide.drain import Halt
+from mailtide.jars import kafka_jars
 from mailtide.supervisor import Supervisor
 from schemas.config import Settings
+from schemas.errors import MailtideError
 
 log = structlog.get_logger()
 
 
 @contextlib.contextmanager
-def ground(settings: Settings) -> Iterator[Settings]:
-    """Kafka with its topics, and an SMTP server: settings in which both addresses stand."""
-    with broker.running(settings) as with_kafka:
+def ground(settings: Settings, halt: Halt | None = None) -> Iterator[Settings]:
+    """Kafka with its topics, and an SMTP server: settings in which both addresses stand. ``halt`` as for ``broker.running``."""
+    with broker.running(settings, halt) as with_kafka:
         topics.create(with_kafka)
         if with_kafka.smtp.url:
             yield with_kafka
@@ -38,9 +40,9 @@ def ground(settings: Settings) -> Iterator[Settings]:
 
 
 @contextlib.contextmanager
-def signals() -> Iterator[threading.Event]:
+def signals() -> Iterator[Halt]:
     """An event that SIGTERM and Ctrl-C set."""
-    halt = threading.Event()
+    halt = Halt()
 
     def ask(_signum: int, _frame: FrameType | None) -> None:
         halt.set()
@@ -55,14 +57,25 @@ def signals() -> Iterator[threading.Event]:
 
 def main(settings: Settings) -> None:
     """Block until told to stop; drain, then return."""
-    with signals() as halt, ground(settings) as ready:
-        supervisor = Supervisor(ready)
-        supervisor.start()
-        log.info("up", kafka=ready.kafka.bootstrap, smtp=ready.smtp.url, home=settings.home, clock=ready.clock)
+    if not settings.kafka.bootstrap:
+        kafka_jars()  # a first run's download, which the usual signals may still end at once
+    with signals() as halt:
         try:
-            while not halt.wait(0.25):
-                supervisor.tick()
-        finally:
-            log.info("draining")
-            supervisor.stop()
+            with ground(settings, halt) as ready:
+                _serve(ready, halt)
+        except MailtideError:
+            if not halt.is_set():
+                raise  # else it was given up because we were told to stop
     log.info("down")
+
+
+def _serve(settings: Settings, halt: Halt) -> None:
+    supervisor = Supervisor(settings)
+    supervisor.start()
+    log.info("up", kafka=settings.kafka.bootstrap, smtp=settings.smtp.url, home=settings.home, clock=settings.clock)
+    try:
+        while not halt.wait(0.25):
+            supervisor.tick()
+    finally:
+        log.info("draining")
+        supervisor.stop()

@@ -65,6 +65,8 @@ async def run(settings: Settings, chosen: Sequence[str], worker_id: str) -> None
     """Serve until SIGTERM or SIGINT; a stage that fails ends the worker with its error, so that a supervisor starts it afresh."""
     from streams.metrics import STAGES
 
+    # Before the signals are ours: they take seconds, in which there is nothing to drain and an end may come at once.
+    serving = {name: _serve(name) for name in chosen}
     halt, asked = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
@@ -81,7 +83,7 @@ async def run(settings: Settings, chosen: Sequence[str], worker_id: str) -> None
         drain.deadline(asked, "worker"),
         health.serving(settings, f"worker-{worker_id}", pulse.checks, lambda: STAGES.checks(chosen)),
     ):
-        tasks = [asyncio.create_task(_guard(_serve(name)(settings, halt, worker_id), halt), name=name) for name in chosen]
+        tasks = [asyncio.create_task(_guard(serve(settings, halt, worker_id), halt), name=name) for name, serve in serving.items()]
         await asyncio.gather(*tasks)
     beating.cancel()
 

@@ -45,7 +45,7 @@ from streams.stall import WORK, Work
 
 log = structlog.get_logger()
 GROUP = "mailtide-sender"
-ROUND = 64  # drafts in one claim
+AHEAD = 4  # mails claimed for each connection: a kill leaves them ``unknown``, so no more than keep the connections busy
 MOST_WAITING = 20_000  # drafts of a partition in memory, some 40 MB; beyond, its drafts are read later
 COMMIT_EVERY = 0.5  # seconds
 LONGEST_BACKOFF = 60.0  # seconds between two tries of a mail that the server put off
@@ -85,6 +85,7 @@ class Sender(ConsumerRebalanceListener):
         self.tasks: dict[int, asyncio.Task[None]] = {}
         self.outcomes = Counter({(trigger.name, *end): 0 for trigger in settings.trigger for end in ASKED})
         self.joined, self.beats = False, 0
+        self.asking = 0  # drafts between a desk and their dialogues
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.consumer = AIOKafkaConsumer(
             **connection(self.kafka),
@@ -214,15 +215,30 @@ class Sender(ConsumerRebalanceListener):
             while desk.alive:
                 desk.beats += 1
                 desk.wake.clear()
-                jobs = desk.take(ROUND - len(desk.sending), time.time())
+                jobs = desk.take(self._room(), time.time())
                 if jobs:
-                    await self._round(desk, jobs)
+                    self.asking += len(jobs)
+                    try:
+                        await self._round(desk, jobs)
+                    finally:
+                        self.asking -= len(jobs)
+                        self._wake()
                 elif desk.alive:
                     await wait(desk.wake, desk.pause(time.time()))
         except asyncio.CancelledError:
             raise
         except Exception as error:
             self._fail(error)
+
+    def _room(self) -> int:
+        """Drafts that a desk may take now; no more than its share, or the first desk would have all."""
+        most = AHEAD * self.settings.smtp.connections
+        free = most - self.asking - sum(len(desk.sending) for desk in self.desks.values())
+        return max(0, min(free, -(-most // len(self.desks))))
+
+    def _wake(self) -> None:
+        for desk in self.desks.values():  # room is for any of them
+            desk.wake.set()
 
     def _fail(self, error: Exception) -> None:
         if not self.failure.done():
@@ -316,7 +332,7 @@ class Sender(ConsumerRebalanceListener):
 
     def _sent(self, desk: Desk, task: asyncio.Task[None]) -> None:
         desk.sending.discard(task)
-        desk.wake.set()
+        self._wake()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error if isinstance(error, Exception) else RuntimeError(str(error)))
 

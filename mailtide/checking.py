@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from zoneinfo import available_timezones
 
-from mailtide.settings import examined, places
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from mailtide.settings import SHORT, examined, places
+from models.message import SHOP_CHECKED, check_shop, signer
 from models.phrasebook.book import Book
 from models.phrasebook.check import problems
 from models.phrasebook.sample import sample
@@ -17,7 +23,12 @@ from models.triggers import mistakes
 from models.zones import seconds_of_day
 from schemas.config import Settings, ShopSettings
 from schemas.errors import MailtideError, SettingsError
+from streams import smtp
+from streams.profiles import KEY_BYTES
 
+_SERVERS = re.compile(r"([^\s:,/]+|\[[0-9a-fA-F:]+\]):\d{1,5}")
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{0,200}")
+MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 TONES = ("warm", "crisp", "playful")
 
 
@@ -26,7 +37,7 @@ def configuration(file: Path | None) -> list[str]:
     problems, found = examined(file)
     source = file or Path(os.environ.get("MAILTIDE_CONFIG", "mailtide.toml"))
     lines = [*problems.values(), *shop(found.shop, source), *sending(found, source, problems)]
-    return [*lines, *triggers(found, source, problems), *phrasebook()]
+    return [*lines, *services(found, source, problems), *triggers(found, source, problems), *phrasebook()]
 
 
 def shop(found: ShopSettings, source: Path) -> list[str]:
@@ -53,6 +64,76 @@ def sending(settings: Settings, source: Path, problems: Mapping[str, str]) -> It
         near = difflib.get_close_matches(zone, available_timezones(), 1)
         mend = f"did you mean {near[0]!r}?" if near else "write it as 'America/New_York'"
         yield f"{_place(source, at, 'shop.timezone')}: shop.timezone = {zone!r} is no IANA zone; {mend}"
+
+
+def services(settings: Settings, source: Path, problems: Mapping[str, str]) -> Iterator[str]:
+    """A line for each value at which a service would stop when it starts, or that no server would take."""
+    at = _lines(source)
+    checks: list[tuple[str, Callable[[], object]]] = [
+        ("kafka.bootstrap", lambda: _servers(settings.kafka.bootstrap)),
+        ("kafka.prefix", lambda: _prefix(settings.kafka.prefix)),
+        ("kafka.sasl_mechanism", lambda: _mechanism(settings.kafka.sasl_mechanism)),
+        ("smtp.url", lambda: settings.smtp.url and smtp.options(settings.smtp)),
+        ("smtp.dkim_key_file", lambda: signer(settings.smtp)),
+        *((f"shop.{key}", lambda key=key: check_shop(settings.shop, key)) for key in SHOP_CHECKED),
+        ("monitor.groups", lambda: _pattern(settings.monitor.groups)),
+        ("store.profiles", lambda: _database(settings.store.profiles)),
+        ("store.key", lambda: _key(settings.store.key)),
+    ]
+    for name, check in checks:
+        table, _, key = name.partition(".")
+        variables = [f"MAILTIDE_{table}_{key}".upper(), *(short for short, place in SHORT.items() if place == (table, key))]
+        variable = next((variable for variable in variables if variable in os.environ), "")
+        if name in problems or variable in problems:
+            continue
+        try:
+            check()
+        except SettingsError as error:
+            yield f"{f'{variable} in the environment' if variable else _place(source, at, name, table)}: {error}"
+
+
+def _servers(text: str) -> None:
+    for server in text.split(",") if text.strip() else ():
+        if not _SERVERS.fullmatch(server.strip()) or int(server.rpartition(":")[2]) > 65535:
+            raise SettingsError(f"kafka.bootstrap: {server.strip()!r} is no server; write it as 'host:9092', several with commas")
+
+
+def _prefix(text: str) -> None:
+    if not _TOPIC.fullmatch(text):
+        raise SettingsError(f"kafka.prefix = {text!r} can't begin a topic's name; use letters, digits, '.', '_' and '-'")
+
+
+def _mechanism(text: str) -> None:
+    if text not in MECHANISMS:
+        raise SettingsError(f"kafka.sasl_mechanism = {text!r} is none of ours; choose among {', '.join(MECHANISMS)}")
+
+
+def _pattern(text: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise SettingsError(f"monitor.groups = {text!r} is no regular expression: {error}; mend it") from error
+
+
+def _key(text: str) -> None:
+    if not text:
+        return
+    try:
+        given = len(base64.b64decode(text, validate=True))
+    except ValueError:
+        given = 0
+    if given != KEY_BYTES:
+        raise SettingsError(f"store.key must be base64 of {KEY_BYTES} bytes: make one with 'openssl rand -base64 32'")
+
+
+def _database(text: str) -> None:
+    if not text:
+        return
+    try:
+        make_url(text).get_dialect()
+    except (SQLAlchemyError, ImportError) as error:
+        # Without what it says: a URL may hold a password.
+        raise SettingsError("store.profiles is no SQLAlchemy URL of a database that is installed; write it as 'sqlite:///file'") from error
 
 
 def triggers(settings: Settings, source: Path, problems: Mapping[str, str]) -> Iterator[str]:

@@ -30,6 +30,14 @@ from schemas.errors import PhrasebookError, SettingsError
 from schemas.mail import Draft, Intent
 
 LAYOUT = Path(__file__).with_name("mail.mjml")
+SHOP_CHECKED = {  # what no mail may lack
+    "name": "the shop's name",
+    "postal_address": "the sender's postal address",
+    "from_email": "the sender's address",
+    "link": "a link",
+    "unsubscribe": "a way to unsubscribe",
+    "unsubscribe_mailto": "an address to unsubscribe at",
+}
 LONGEST_NAME = 60  # characters of a first name; whoever calls themselves a page of text, or a link, is greeted without
 LONGEST_LINE = 998  # bytes without CRLF, RFC 5322; List-Unsubscribe is never folded: not every reader joins it again
 _PLAIN = re.compile(r"[^A-Za-z0-9._-]")
@@ -103,15 +111,18 @@ def address(text: str) -> str | None:
     return plain if _ADDRESS.fullmatch(plain) and ".." not in local and not local.startswith(".") else None
 
 
-def check_shop(shop: ShopSettings) -> None:
-    """Raises SettingsError where the shop's settings can't stand in a lawful mail."""
-    if not clean(shop.postal_address):
-        raise SettingsError("shop.postal_address is empty: every mail must carry the sender's postal address; write it there")
-    for name in ("from_email", "unsubscribe_mailto"):
-        if address(getattr(shop, name)) != getattr(shop, name):
-            raise SettingsError(f"shop.{name} = {getattr(shop, name)!r} is no email address in plain ASCII: mend it")
-    if not shop.unsubscribe.startswith("https://"):
-        raise SettingsError(f"shop.unsubscribe = {shop.unsubscribe!r} must be an https:// address: RFC 8058 asks for it")
+def check_shop(shop: ShopSettings, *keys: str) -> None:
+    """Raises SettingsError where the shop's settings (of these keys, or any) can't stand in a lawful mail."""
+    for key in keys or SHOP_CHECKED:
+        value = getattr(shop, key)
+        if not clean(value):
+            raise SettingsError(f"shop.{key} is empty: every mail must carry {SHOP_CHECKED[key]}; write it there")
+        if key in ("from_email", "unsubscribe_mailto") and address(value) != value:
+            raise SettingsError(f"shop.{key} = {value!r} is no email address in plain ASCII: mend it")
+        if key == "unsubscribe" and not value.startswith("https://"):
+            raise SettingsError(f"shop.unsubscribe = {value!r} must be an https:// address: RFC 8058 asks for it")
+        if key == "link" and not value.startswith(("https://", "http://")):
+            raise SettingsError(f"shop.link = {value!r} must be an https:// address: a mail's button leads there")
 
 
 def token(intent_id: str, key: bytes) -> str:

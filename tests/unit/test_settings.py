@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mailtide import settings_page
-from mailtide.checking import configuration
-from mailtide.settings import _variables, duration, load, problems_and_settings
+from mailtide.checking import configuration, services
+from mailtide.settings import _variables, duration, examined, load, problems_and_settings
 from schemas.config import Settings
 from schemas.errors import SettingsError
 
@@ -108,6 +108,50 @@ def test_config_check_tells_typing_and_logic_in_one_go(tmp_path: Path) -> None:
     for line, (number, said) in zip(found, expected, strict=True):
         assert line.startswith(f"{file}:{number}: ")
         assert said in line
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ("kafka", 'bootstrap = "no port"'),
+        ("kafka", 'bootstrap = "a:9092,b:x"'),
+        ("kafka", 'prefix = "a b"'),
+        ("kafka", 'sasl_mechanism = "GSSAPI"'),
+        ("smtp", 'url = "http://mail.example"'),
+        ("smtp", 'url = "smtp://mail.example:99999"'),
+        ("smtp", 'dkim_key_file = "/none.pem"'),
+        ("shop", 'postal_address = " "'),
+        ("shop", 'unsubscribe = "http://kelp.example"'),
+        ("shop", 'from_email = "nobody"'),
+        ("shop", 'link = "javascript:x"'),
+        ("monitor", 'groups = "("'),
+        ("store", 'key = "c2hvcnQ="'),
+        ("store", 'profiles = "nodb://kelp"'),
+    ],
+)
+def test_config_check_finds_what_a_service_would_stop_at(tmp_path: Path, table: str, line: str) -> None:
+    file = tmp_path / "mailtide.toml"
+    file.write_text(f"# a shop\n[{table}]\n{line}\n")
+    problems, settings = examined(file)
+    found = list(services(settings, file, problems))
+    assert len(found) == 1, found
+    assert found[0].startswith(f"{file}:3: ") or table == "smtp", found
+
+
+def test_config_check_names_the_variable_that_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAILTIDE_SMTP", "mail.example")
+    (line,) = services(load(), Path("mailtide.toml"), {})
+    assert line.startswith("MAILTIDE_SMTP in the environment: smtp.url")
+
+
+def test_config_check_finds_no_fault_in_good_values(tmp_path: Path) -> None:
+    file = tmp_path / "mailtide.toml"
+    file.write_text(
+        '[kafka]\nbootstrap = "a.example:9092, [::1]:9093"\nprefix = "kelp."\nsasl_mechanism = "SCRAM-SHA-512"\n'
+        '[smtp]\nurl = "smtps://u:p%40@mail.example"\n[monitor]\ngroups = "mailtide-.*"\n'
+        f'[store]\nkey = "{"A" * 43}="\nprofiles = "sqlite:///x.db"\n'
+    )
+    assert configuration(file) == []
 
 
 def test_config_check_finds_a_shop_whose_unsubscribe_link_is_the_example_s(tmp_path: Path) -> None:

@@ -146,6 +146,21 @@ class Desk:
         return max(0.0, min(pauses))
 
 
+def room(desks: dict[int, Desk], most: int, asking: int) -> int:
+    """Drafts that a desk may take now, of ``most`` that all may have claimed; no more than its share, or the first would have all.
+
+    ``asking``: drafts that were taken and aren't claimed yet.
+    """
+    free = most - asking - sum(len(desk.sending) for desk in desks.values())
+    return max(0, min(free, -(-most // len(desks))))
+
+
+def wake(desks: dict[int, Desk]) -> None:
+    """There is room: for any of them."""
+    for desk in desks.values():
+        desk.wake.set()
+
+
 def told(desks: dict[int, Desk], outcomes: Counter[tuple[str, str, str]], most: int) -> list[Value]:
     """Figures for ``/metrics``; ``most``: drafts of a desk from which its partition isn't fetched."""
     held = list(desks.values())

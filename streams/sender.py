@@ -32,7 +32,7 @@ from schemas.config import Settings
 from schemas.errors import UNREADABLE, KafkaUnavailable, SettingsError
 from schemas.mail import Claim, Delivery, Draft, decoder, encode, iso
 from schemas.topics import CLAIMS, DELIVERIES, DRAFTS, EVENTS, EXAMPLES, GATE
-from streams.desk import ASKED, Desk, Job, finish, told, wait
+from streams.desk import ASKED, Desk, Job, finish, room, told, wait, wake
 from streams.ends import Ends
 from streams.examples import example_of
 from streams.kafka import connection, producer
@@ -215,30 +215,20 @@ class Sender(ConsumerRebalanceListener):
             while desk.alive:
                 desk.beats += 1
                 desk.wake.clear()
-                jobs = desk.take(self._room(), time.time())
+                jobs = desk.take(room(self.desks, AHEAD * self.settings.smtp.connections, self.asking), time.time())
                 if jobs:
                     self.asking += len(jobs)
                     try:
                         await self._round(desk, jobs)
                     finally:
                         self.asking -= len(jobs)
-                        self._wake()
+                        wake(self.desks)
                 elif desk.alive:
                     await wait(desk.wake, desk.pause(time.time()))
         except asyncio.CancelledError:
             raise
         except Exception as error:
             self._fail(error)
-
-    def _room(self) -> int:
-        """Drafts that a desk may take now; no more than its share, or the first desk would have all."""
-        most = AHEAD * self.settings.smtp.connections
-        free = most - self.asking - sum(len(desk.sending) for desk in self.desks.values())
-        return max(0, min(free, -(-most // len(self.desks))))
-
-    def _wake(self) -> None:
-        for desk in self.desks.values():  # room is for any of them
-            desk.wake.set()
 
     def _fail(self, error: Exception) -> None:
         if not self.failure.done():
@@ -332,7 +322,7 @@ class Sender(ConsumerRebalanceListener):
 
     def _sent(self, desk: Desk, task: asyncio.Task[None]) -> None:
         desk.sending.discard(task)
-        self._wake()
+        wake(self.desks)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error if isinstance(error, Exception) else RuntimeError(str(error)))
 

@@ -23,7 +23,6 @@ from monitoring.service import serve, wanted_groups
 from monitoring.verdict import FEWEST
 from schemas.config import Settings
 from schemas.errors import KafkaUnavailable
-from schemas.topics import READERS
 
 BETWEEN = 0.5  # seconds between the looks of one answer; a rate needs two, a verdict three
 WATCH = 1.0
@@ -33,7 +32,7 @@ COMING = (CoordinatorLoadInProgressError, CoordinatorNotAvailableError)
 
 @contextmanager
 def _looking(settings: Settings, group: str | None) -> Iterator[tuple[Collector, MailFollower]]:
-    collector, follower = Collector(settings, wanted_groups(settings, group), expected=READERS), MailFollower(settings)
+    collector, follower = Collector(settings, wanted_groups(settings, group)), MailFollower(settings)
     try:
         yield collector, follower
     finally:

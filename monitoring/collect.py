@@ -20,11 +20,13 @@ from monitoring.groups import CONSUMERS, Group, after
 from monitoring.verdict import Sample, State, drain_seconds, judge, lag_seconds, rates
 from schemas.config import Settings
 from schemas.errors import KafkaUnavailable
+from schemas.topics import READERS
 
 WINDOW = 10  # looks that a verdict is made from, at least; more where they don't span the patience
 ROUNDS = re.compile(r"mailtide-trainer$")  # works in rounds, and commits only between them
 ROUND = 900.0  # seconds that a round may take before it counts as stalled
 LEFT_OUT = 60.0  # seconds for which a topic or group that can't be read isn't asked about again
+COUNTED = 60.0  # seconds for which topics are taken to keep their partitions: thousands take a moment to tell
 # Faust's own topics: a changelog is read only in recovery, and nobody reads the others by offset. Repartition topics are read as any.
 INTERNAL = re.compile(r"(-changelog|-__assignor-__leader)$|^f-reply-")
 
@@ -60,7 +62,7 @@ class Collector:
     settings: Settings
     wanted: Callable[[str], bool]
     clock: Callable[[], float] = time.time
-    expected: Mapping[str, Iterable[str]] = field(default_factory=dict)
+    expected: Mapping[str, Iterable[str]] = field(default_factory=lambda: READERS)
     windows: dict[Pair, deque[Sample]] = field(default_factory=dict)
     groups: dict[str, Group] = field(default_factory=dict)
     scrape_seconds: float = 0.0
@@ -69,6 +71,7 @@ class Collector:
     _admin: Any = None
     _ages: Ages = field(init=False)
     _left_out: dict[str, float] = field(default_factory=dict)  # "topic x" or "group x", until when
+    _counts: dict[str, tuple[int, float]] = field(default_factory=dict)  # partitions of a topic, until when they count
 
     def __post_init__(self) -> None:
         """The consumer that reads ages connects when it is first needed."""
@@ -127,10 +130,18 @@ class Collector:
         """What is expected and has no commit."""
         wanted = {self.settings.kafka.topic(group): topics for group, topics in self.expected.items()}
         pairs = {(group, self.settings.kafka.topic(name)) for group, topics in wanted.items() if self.wanted(group) for name in topics}
-        present = {name for _, name in pairs} & set(self._admin.list_topics()) if pairs else set()
-        counts = {row["name"]: len(row["partitions"]) for row in self._admin.describe_topics(sorted(present))} if present else {}
+        counts = self._partitions({name for _, name in pairs})
         every = {(group, TopicPartition(name, number)) for group, name in pairs for number in range(counts.get(name, 0))}
         return every - committed.keys()
+
+    def _partitions(self, names: set[str]) -> dict[str, int]:
+        """How many each topic has that is there."""
+        now = time.monotonic()
+        if unsure := sorted(name for name in names if self._counts.get(name, (0, 0.0))[1] <= now):
+            told = {row["name"]: len(row["partitions"]) for row in self._admin.describe_topics(unsure)}
+            # One that isn't there may come at any moment.
+            self._counts |= {name: (told.get(name, 0), now + COUNTED if told.get(name) else now) for name in unsure}
+        return {name: self._counts[name][0] for name in names}
 
     def _patience(self, group: str) -> float:
         return max(self.settings.monitor.patience, ROUND if ROUNDS.search(group) else 0.0)
@@ -194,7 +205,8 @@ class Collector:
             answer = told.get(name)
             # DescribeGroups knows nothing of a group of the newer protocol (KIP-848); the listing's state must do.
             fresh[name] = after(self.groups.get(name), name, state, None if answer is None or answer.get("error") else answer, now)
-        self.groups = {name: Group(name, "Dead", 0) for name in map(self.settings.kafka.topic, self.expected)} | fresh
+        missing = filter(self.wanted, map(self.settings.kafka.topic, self.expected))
+        self.groups = {name: Group(name, "Dead", 0) for name in missing} | fresh
 
     def _row(self, pair: Pair, now: float, record_time: float | None) -> Row:
         (name, place), samples, group = pair, list(self.windows[pair]), self.groups[pair[0]]

@@ -29,7 +29,7 @@ from monitoring.service import serve, wanted_groups
 from monitoring.verdict import State
 from schemas.config import MonitorSettings, Settings
 from schemas.mail import Delivery, Draft, Facts, Intent, Source, encode, iso
-from schemas.topics import DELIVERIES, DRAFTS, INTENTS
+from schemas.topics import DELIVERIES, DRAFTS, INTENTS, READERS
 from streams.kafka import producer
 
 pytestmark = pytest.mark.broker
@@ -83,12 +83,17 @@ def watched(settings: Settings) -> Iterator[str]:
         thread.join(60)
 
 
+def told(collector: Collector) -> list[Row]:
+    """The rows of commits; those of groups that have none yet stand behind them."""
+    return [row for row in collector.look() if row.committed is not None]
+
+
 def test_figures_are_those_of_kafkas_own_tool(settings: Settings) -> None:
     group = fill(settings, {0: 3, 1: 10})
     collector = Collector(settings, wanted_groups(settings))
     rows: dict[int, Row] = {}
     while not rows or rows[0].lag_seconds is None:  # a busy machine may not read the record within the first look's budget
-        rows = {row.partition: row for row in collector.look()}
+        rows = {row.partition: row for row in told(collector)}
     collector.close()
     said = subprocess.run(
         [
@@ -114,11 +119,21 @@ def test_figures_are_those_of_kafkas_own_tool(settings: Settings) -> None:
     assert rows[1].lag_seconds == 0.0
 
 
-def test_no_row_where_nothing_is_committed(settings: Settings) -> None:
-    fill(settings, {0: 3})
+def test_what_is_not_committed_yet_is_lag_too(settings: Settings) -> None:
+    """A worker that never gets to its first commit must be seen by the alerts: without a row it was not."""
+    group = fill(settings, {0: 3})
     collector = Collector(settings, wanted_groups(settings))
-    assert [row.partition for row in collector.look()] == [0]
+    for _ in range(2):
+        collector.look()
+    rows = collector.look()
     collector.close()
+    assert [(row.partition, row.committed, row.lag, row.state) for row in rows if row.group == group] == [
+        (0, 3, 7, State.STOP),
+        (1, None, 10, State.STOP),
+    ]
+    others = [row for row in rows if row.group != group]
+    assert {row.group.removeprefix(settings.kafka.prefix) for row in others} == READERS.keys() - {"mailtide-intake"}
+    assert {(row.committed, row.lag, row.state) for row in others} == {(None, 0, State.OK)}
 
 
 def test_a_group_that_nobody_reads_for_is_stopped(settings: Settings) -> None:
@@ -138,7 +153,7 @@ def test_a_group_that_works_in_rounds_has_a_rounds_patience(settings: Settings) 
     collector = Collector(settings, wanted_groups(settings), clock=lambda: now)
 
     def states() -> dict[str, State]:
-        return {row.group.removeprefix(settings.kafka.prefix): row.state for row in collector.look() if row.partition == 0}
+        return {row.group.removeprefix(settings.kafka.prefix): row.state for row in told(collector) if row.partition == 0}
 
     try:
         for member in members:
@@ -180,9 +195,9 @@ def test_one_spoilt_topic_or_group_hides_no_other(settings: Settings) -> None:
     commit(settings, group, {TopicPartition(gone, 0): 0})
     collector = Collector(settings, wanted_groups(settings))
     try:
-        assert {row.topic for row in collector.look()} == {gone, settings.kafka.topic("customer.events")}
+        assert {row.topic for row in told(collector)} == {gone, settings.kafka.topic("customer.events")}
         admin.delete_topics([gone])
-        rows = until(lambda: [rows := collector.look()] and len({row.topic for row in rows}) == 1 and rows)
+        rows = until(lambda: [rows := told(collector)] and len({row.topic for row in rows}) == 1 and rows)
         assert [(row.topic, row.lag) for row in rows] == [(settings.kafka.topic("customer.events"), 7)]
     finally:
         collector.close()
@@ -195,7 +210,7 @@ def test_data_that_is_lost_is_called_so(settings: Settings) -> None:
     admin.delete_records({TopicPartition(settings.kafka.topic("customer.events"), 0): 6})
     admin.close()
     collector = Collector(settings, wanted_groups(settings))
-    rows = collector.look()
+    rows = told(collector)
     collector.close()
     assert [(row.partition, row.state, row.lag) for row in rows] == [(0, State.DATA_LOSS, 7), (1, State.DATA_LOSS, 0)]
     assert all(row.lag_seconds is None or row.lag == 0 for row in rows)  # the record itself is gone

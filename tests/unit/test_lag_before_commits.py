@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +15,14 @@ from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailable
 from rich.console import Console
 
 from mailtide import lag
+from monitoring import collect
 from monitoring.collect import Collector, Row
+from monitoring.metrics import Series
 from monitoring.service import wanted_groups
 from monitoring.verdict import State
 from schemas.config import KafkaSettings, Settings
 from schemas.errors import KafkaUnavailable
-from schemas.topics import DRAFTS, EVENTS, READERS
+from schemas.topics import DRAFTS, EVENTS, INTENTS, READERS
 
 
 class Cluster:
@@ -33,11 +36,13 @@ class Cluster:
     def list_group_offsets(self, groups: dict[str, None]) -> dict[str, Any]:
         return {name: {TopicPartition("p." + EVENTS, 0): SimpleNamespace(offset=4)} for name in groups}
 
-    def list_topics(self) -> list[str]:
-        return ["p." + EVENTS, "p." + DRAFTS]
+    def __init__(self) -> None:
+        self.topics = {"p." + EVENTS, "p." + DRAFTS}
+        self.asked: list[list[str]] = []
 
     def describe_topics(self, names: list[str]) -> list[dict[str, Any]]:
-        return [{"name": name, "partitions": [0, 1, 2]} for name in names]
+        self.asked.append(names)
+        return [{"name": name, "partitions": [0, 1, 2] if name in self.topics else []} for name in names]
 
     def list_partition_offsets(self, wanted: dict[TopicPartition, Any]) -> dict[TopicPartition, Any]:
         return {
@@ -49,18 +54,23 @@ class Cluster:
         return {name: {"group_state": "Empty", "members": []} for name in names}
 
 
-def looked(group: str | None = None, **expected: Any) -> list[Row]:
+def collector_of(cluster: Cluster, group: str | None = None, **expected: Any) -> Collector:
     settings = Settings(kafka=KafkaSettings(prefix="p."))
     collector = Collector(settings, wanted_groups(settings, group), clock=lambda: 0.0, **expected)
-    collector._admin = Cluster()
+    collector._admin = cluster
     collector._ages = SimpleNamespace(of=lambda asked: dict.fromkeys(((place, at) for _, place, at in asked), 0.0))  # type: ignore[assignment]
+    return collector
+
+
+def looked(group: str | None = None, **expected: Any) -> list[Row]:
+    collector = collector_of(Cluster(), group, **expected)
     for _ in range(2):
         collector.look()
     return collector.look()
 
 
 def test_rows_before_the_first_commit_come_last_with_all_that_is_kept() -> None:
-    rows = looked(expected=READERS)
+    rows = looked()
     told = [(row.group.removeprefix("p.mailtide-"), row.topic.removeprefix("p."), row.partition, row.committed, row.lag) for row in rows]
     assert told == [
         ("intake", EVENTS, 0, 4, 6),
@@ -75,9 +85,35 @@ def test_rows_before_the_first_commit_come_last_with_all_that_is_kept() -> None:
     assert said.getvalue().count("no commit yet") == 4
 
 
-def test_a_group_that_is_asked_for_is_alone_and_the_monitor_keeps_to_commits() -> None:
-    assert {row.group for row in looked("p.mailtide-sender", expected=READERS)} == {"p.mailtide-sender"}
-    assert [(row.partition, row.committed) for row in looked()] == [(0, 4)]
+def test_a_group_that_is_asked_for_is_alone_and_groups_of_others_keep_to_commits() -> None:
+    assert {row.group for row in looked("p.mailtide-sender")} == {"p.mailtide-sender"}
+    assert [(row.partition, row.committed) for row in looked(expected={})] == [(0, 4)]
+
+
+def test_a_metric_has_no_commit_that_is_none_and_every_other_figure() -> None:
+    collector = collector_of(Cluster(), "p.mailtide-sender")
+    series = Series(collector)
+    for _ in range(3):
+        series.rows = collector.look()
+    found = {family.name: {tuple(one.labels.values()): one.value for one in family.samples} for family in series.collect()}
+    assert found["kafka_lag_records"][("p.mailtide-sender", "p." + DRAFTS, "1")] == 5
+    assert found["kafka_lag_status"][("p.mailtide-sender", "p." + DRAFTS, "1", "STOP")] == 1
+    assert found["kafka_lag_committed"] == {}
+    assert set(found["kafka_lag_group_members"]) == {("p.mailtide-sender",)}
+
+
+def test_partitions_are_counted_once_a_minute_and_topics_that_come_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster()
+    collector, late = collector_of(cluster), "p." + INTENTS
+    for _ in range(3):
+        assert not [row for row in collector.look() if row.topic == late]
+    assert all(late in names for names in cluster.asked)
+    assert "p." + EVENTS not in {name for names in cluster.asked[1:] for name in names}
+    cluster.topics.add(late)
+    assert [row.partition for row in collector.look() if row.topic == late] == [0, 1, 2]
+    monkeypatch.setattr(collect, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 61.0, perf_counter=time.perf_counter))
+    collector.look()
+    assert "p." + EVENTS in cluster.asked[-1]
 
 
 @pytest.mark.parametrize("module", ["streams.intake", "streams.learners", "streams.writer", "streams.sender", "training.membership"])

@@ -146,13 +146,9 @@ class Desk:
         return max(0.0, min(pauses))
 
 
-def room(desks: dict[int, Desk], most: int, asking: int) -> int:
-    """Drafts that a desk may take now, of ``most`` that all may have claimed; no more than its share, or the first would have all.
-
-    ``asking``: drafts that were taken and aren't claimed yet.
-    """
-    free = most - asking - sum(len(desk.sending) for desk in desks.values())
-    return max(0, min(free, -(-most // len(desks))))
+def room(desks: dict[int, Desk], most: int, taken: int) -> int:
+    """Drafts that a desk may take now, of ``most`` at once, of which ``taken`` are; no more than its share, or the first would have all."""
+    return max(0, min(most - taken, -(-most // len(desks))))
 
 
 def wake(desks: dict[int, Desk]) -> None:

@@ -16,9 +16,10 @@ partition gone, and what it was about to write never shows.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import structlog
@@ -45,7 +46,7 @@ from streams.stall import WORK, Work
 
 log = structlog.get_logger()
 GROUP = "mailtide-sender"
-AHEAD = 4  # mails claimed for each connection: a kill leaves them ``unknown``, so no more than keep the connections busy
+AHEAD = 8  # mails claimed for each connection: a kill leaves them ``unknown``, so no more than keep the connections busy
 MOST_WAITING = 20_000  # drafts of a partition in memory, some 40 MB; beyond, its drafts are read later
 COMMIT_EVERY = 0.5  # seconds
 LONGEST_BACKOFF = 60.0  # seconds between two tries of a mail that the server put off
@@ -85,7 +86,7 @@ class Sender(ConsumerRebalanceListener):
         self.tasks: dict[int, asyncio.Task[None]] = {}
         self.outcomes = Counter({(trigger.name, *end): 0 for trigger in settings.trigger for end in ASKED})
         self.joined, self.beats = False, 0
-        self.asking = 0  # drafts between a desk and their dialogues
+        self.asking = 0  # drafts between a desk and the server's answer
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.consumer = AIOKafkaConsumer(
             **connection(self.kafka),
@@ -217,18 +218,24 @@ class Sender(ConsumerRebalanceListener):
                 desk.wake.clear()
                 jobs = desk.take(room(self.desks, AHEAD * self.settings.smtp.connections, self.asking), time.time())
                 if jobs:
-                    self.asking += len(jobs)
-                    try:
+                    with self._busy(len(jobs)):
                         await self._round(desk, jobs)
-                    finally:
-                        self.asking -= len(jobs)
-                        wake(self.desks)
                 elif desk.alive:
                     await wait(desk.wake, desk.pause(time.time()))
         except asyncio.CancelledError:
             raise
         except Exception as error:
             self._fail(error)
+
+    @contextlib.contextmanager
+    def _busy(self, mails: int) -> Iterator[None]:
+        """So many take up room meanwhile."""
+        self.asking += mails
+        try:
+            yield
+        finally:
+            self.asking -= mails
+            wake(self.desks)
 
     def _fail(self, error: Exception) -> None:
         if not self.failure.done():
@@ -319,10 +326,11 @@ class Sender(ConsumerRebalanceListener):
             task = asyncio.create_task(self._send(desk, job, mail, acknowledged))
             desk.sending.add(task)
             task.add_done_callback(lambda done: self._sent(desk, done))
+        await asyncio.sleep(0)  # they begin, and take up room, before the round gives its own back
 
     def _sent(self, desk: Desk, task: asyncio.Task[None]) -> None:
         desk.sending.discard(task)
-        wake(self.desks)
+        desk.wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(error if isinstance(error, Exception) else RuntimeError(str(error)))
 
@@ -345,7 +353,8 @@ class Sender(ConsumerRebalanceListener):
                 refused.append(verdict)
             return verdict is None
 
-        answer = await self.mailer.deliver(mail, may)
+        with self._busy(1):
+            answer = await self.mailer.deliver(mail, may)
         at = iso(self._now(draft))
         if answer.kind in ("sent", "failed", "unknown"):
             code = None if answer.kind == "sent" else answer.code

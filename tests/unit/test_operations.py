@@ -272,3 +272,10 @@ def test_last_words(text: str, expected: str, tmp_path: Path) -> None:
     assert lastwords.why(log) == ""
     log.write_text("mailtide: earlier\n" + text)
     assert lastwords.why(log, len("mailtide: earlier\n")) == expected
+
+
+@pytest.mark.parametrize(("service", "seen"), [(False, False), (True, True)])
+def test_kafka_pythons_errors_are_for_a_services_log_not_for_a_commands_user(service: bool, seen: bool) -> None:
+    script = f"import logging; from mailtide import logs; logs.configure('info', {service}); logging.getLogger('kafka.net').error('closed')"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
+    assert ("closed" in said) is seen

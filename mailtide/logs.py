@@ -49,7 +49,7 @@ def configure(level: str, service: bool = True) -> None:
     for name in OURS:
         logging.getLogger(name).setLevel(threshold)
     if threshold != logging.DEBUG:
-        # It warns of each busy moment, and of each try while Kafka is away: we say it once. A command's user sees none of its errors either.
+        # It warns of each busy moment, and of each try while Kafka is away: we say it once. A command's user sees no error of it either.
         logging.getLogger("kafka").setLevel(max(least, logging.ERROR))
     logging.getLogger("jgo").setLevel(logging.ERROR)  # looks a Java up that we don't need, in vain, and says so at length
 

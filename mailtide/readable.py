@@ -16,9 +16,13 @@ _NOT_PACKED = (msgspec.DecodeError, UnicodeDecodeError)  # the second where numb
 
 
 def personal(key: bytes, value: bytes) -> str:
-    """Which kind of personal data stands readable in a record, "" for none. A shop's own customer ids and our Message-IDs are none."""
+    """Which kind of personal data stands readable in a record, "" for none.
+
+    Our Message-IDs are none, nor is the shop's own id of the customer, as key or in ``customer``, though a shop may take addresses for ids.
+    """
     for found in _ADDRESS.finditer(value):
-        if not _MESSAGE_ID.match(found.group()) and found.group() not in key:
+        address = found.group()
+        if not _MESSAGE_ID.match(address) and address not in key and b'"customer":"%b"' % address not in value:
             return "an email address"
     return "a profile's field" if _FIELD.search(value) else ""
 

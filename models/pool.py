@@ -20,16 +20,18 @@ Key = tuple[Prompt, str]  # context, release id
 
 @dataclass(slots=True)
 class Kept:
-    """One draft with the customers who had it, as 8-byte hashes."""
+    """One draft."""
 
     draft: Written
     guard: dict[str, str]
     rank: float
-    had: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class _Shelf:
+    """``had``: who got which words, as 8-byte hashes: words that make place for better ones may be offered again."""
+
+    had: set[int] = field(default_factory=set)
     kept: list[Kept] = field(default_factory=list)
     offered: int = 0
     turn: int = 0
@@ -43,6 +45,10 @@ def rank(draft: Written) -> float:
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _mail(customer: str, draft: Written) -> int:
+    return _hash(f"{customer}\n{draft.text}")
 
 
 class Pool:
@@ -79,12 +85,12 @@ class Pool:
         shelf = self._shelves.get(key)
         if shelf is None or not shelf.kept:
             return None
-        who = _hash(customer)
         for step in range(len(shelf.kept)):
             kept = shelf.kept[(shelf.turn + step) % len(shelf.kept)]
-            if who not in kept.had:
+            mail = _mail(customer, kept.draft)
+            if mail not in shelf.had:
                 shelf.turn = (shelf.turn + step + 1) % len(shelf.kept)
-                kept.had.add(who)
+                shelf.had.add(mail)
                 return kept
         return None
 
@@ -92,12 +98,11 @@ class Pool:
         """A draft that passed the guard; ``customer``: who gets it now. True where it is kept: new words, and among the best."""
         shelf = self._shelves.setdefault(key, _Shelf())
         shelf.offered += 1
-        had = {_hash(customer)} if customer else set()
-        same = next((k for k in shelf.kept if k.draft.text == draft.text), None)
-        if same is not None:
-            same.had |= had
+        if customer:
+            shelf.had.add(_mail(customer, draft))
+        if any(k.draft.text == draft.text for k in shelf.kept):
             return False
-        made = Kept(draft, guard, rank(draft), had)
+        made = Kept(draft, guard, rank(draft))
         shelf.kept.append(made)
         shelf.kept.sort(key=lambda k: -k.rank)
         del shelf.kept[self.size :]

@@ -38,7 +38,7 @@ Change = Callable[[str, random.Random], str]
 def enriched(rows: Sequence[Row], book: Book, seed: int) -> list[Row]:
     """The rows, then composed and altered ones; the same for the same rows and seed."""
     draw = random.Random(seed)
-    more = [_composed(draw.choice(rows), book, draw) for _ in range(round(COMPOSED * len(rows)))] if rows else []
+    more = [_composed(row, book, draw) for row in draw.sample(list(rows), round(COMPOSED * len(rows)))]
     altered = [_altered(row, draw) for row in draw.sample(list(rows), round(ALTERED * len(rows)))]
     return [*rows, *(row for row in (*more, *altered) if row is not None)]
 

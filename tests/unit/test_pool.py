@@ -37,6 +37,14 @@ def test_the_same_words_twice_are_one_draft() -> None:
     assert pool.take(KEY, "ann") is None and pool.take(KEY, "bob") is None and pool.take(KEY, "cy") is not None
 
 
+def test_words_that_made_place_for_better_ones_reach_nobody_twice() -> None:
+    pool = Pool(size=1)
+    pool.offer(KEY, draft(1, -1.0), {})
+    assert not pool.offer(KEY, draft(2, -2.0), {}, "ann")
+    assert pool.offer(KEY, draft(2, -0.5), {})
+    assert pool.take(KEY, "ann") is None and pool.take(KEY, "bob") is not None
+
+
 def test_a_new_release_drains_the_old_ones_shelves() -> None:
     pool = Pool()
     pool.offer(("p", "r1"), draft(1), {})

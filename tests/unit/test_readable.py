@@ -17,6 +17,8 @@ from schemas.mail import Facts
         (b"c-1", b'{"a":"maria@customers.example.com"}', "an email address"),
         (b"c-1", b"\x92\xa0maria@customers.example.com\x00", "an email address"),
         (b"maria@customers.example.com", b'{"customer":"maria@customers.example.com"}', ""),
+        (b"c0", b'{"customer":"maria@customers.example.com","text":"Hi"}', ""),
+        (b"c0", b'{"customer":"maria@customers.example.com","text":"from joan@customers.example.com"}', "an email address"),
         (b"c-1", b'{"message_id":"<' + b"0a" * 16 + b'@shop.example.com>"}', ""),
         (b"c-1", b'{"traits":{"birthday": "1990-01-01"}}', "a profile's field"),
         (b"c-1", b'{"text":"Hi {first_name}, see {cta_link}","slots":["first_name"]}', ""),

@@ -131,14 +131,17 @@ def topics_create() -> None:
 
 
 @topics_app.command("check")
-def topics_check() -> None:
+def topics_check(as_json: Json = False) -> None:
     """Say how the cluster differs from the declaration; exit 1 where it does."""
     from mailtide import broker, topics
 
     with broker.reading(_settings()) as ready:
         found = topics.differences(ready)
-    for line in found:
-        typer.echo(line)
+    if as_json:
+        _print({"differences": found})
+    else:
+        for line in found:
+            typer.echo(line)
     raise typer.Exit(1 if found else 0)
 
 
@@ -164,13 +167,16 @@ def customer_show(customer: str, as_json: Json = False) -> None:
 
 
 @config_app.command("check")
-def config_check(file: Annotated[Path | None, typer.Argument()] = None) -> None:
+def config_check(file: Annotated[Path | None, typer.Argument()] = None, as_json: Json = False) -> None:
     """Every mistake in the configuration and the phrase book, with file, line and mend; exit 1 on any."""
     from mailtide.checking import configuration
 
     found = configuration(file)
-    for line in found:
-        typer.echo(line)
+    if as_json:
+        _print({"mistakes": found})
+    else:
+        for line in found:
+            typer.echo(line)
     err.print(f"{len(found)} mistake{'s' * (len(found) > 1)}" if found else "no mistakes")
     raise typer.Exit(1 if found else 0)
 

@@ -161,6 +161,9 @@ def test_config_check_names_every_mistake(tmp_path: Path) -> None:
     done = mailtide("config", "check", str(file), home=tmp_path)
     assert done.returncode == 1
     assert "'identfy' is no event" in done.stdout
+    facts = mailtide("config", "check", "--json", str(file), home=tmp_path)
+    assert facts.returncode == 1
+    assert json.loads(facts.stdout)["mistakes"] == done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("words", WRITES)

@@ -106,7 +106,8 @@ class Flock:
     def opened(self, worker: str, group: str = "mailtide-intake") -> set[int]:
         """Partitions that the process which runs now says it holds."""
         held: set[int] = set()
-        for line in self.log(worker).read_bytes()[self._begun[worker] :].splitlines():
+        whole = self.log(worker).read_bytes()[self._begun[worker] :].rpartition(b"\n")[0]  # the last line may be in the making
+        for line in whole.splitlines():
             said = msgspec.json.decode(line) if line.startswith(b"{") else {}
             if str(said.get("group", "")).endswith(group) and said["event"] in ("partition open", "partition given up"):
                 held = held | {said["partition"]} if said["event"] == "partition open" else held - {said["partition"]}

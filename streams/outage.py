@@ -19,8 +19,9 @@ class Outage:
     """``heard`` after each question. Nothing ends with an outage: what was begun waits, and goes on where it stood."""
 
     def __init__(self, kafka: KafkaSettings, group: str) -> None:
-        for name in QUIET:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        if not log.isEnabledFor(logging.DEBUG):
+            for name in QUIET:
+                logging.getLogger(name).setLevel(logging.CRITICAL)
         self._where, self._place, self._away = kafka.bootstrap, {"group": group}, False
 
     def heard(self, answer: bool) -> None:

@@ -7,17 +7,19 @@ import contextlib
 import heapq
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from schemas.mail import Delivery, Draft, encode
+from schemas.mail import Claim, Delivery, Draft, encode
+from streams.fenced import Fenced
 from streams.ledger import Ledger
 from streams.metrics import Value, labelled
 
 # Outcomes that alerts ask about: they stand at nought from the start, or Prometheus misses the first one.
 ASKED = (("sent", ""), ("failed", ""), ("unknown", ""), ("suppressed", "expired"))
 CLOCK_JITTER = 1.0  # seconds; a wall clock that goes back further was set
+AHEAD, AHEAD_OF_A_BURST = 2, 8  # mails claimed for each connection
+BURST = 250  # drafts on the desks
 ASK_AGAIN = 5.0  # seconds after which a draft that waits for intake is asked whether it has expired
 
 
@@ -37,16 +39,14 @@ class Desk:
 
     number: int
     ledger: Ledger
-    claimer: Any = None  # the transactional producer that fences other owners
+    fenced: Fenced  # where claims and outcomes are written
     alive: bool = True
     beats: int = 0  # turns of its loop
     checked: float = field(default_factory=time.monotonic)  # when Kafka last confirmed that the partition is ours
     position: int = -1  # next offset to read; -1 before the first record
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     sending: set[asyncio.Task[None]] = field(default_factory=set)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # one transaction at a time
     counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # of outcomes, by trigger, status and reason
-    outcomes: dict[str, Delivery] = field(default_factory=dict)  # by intent, to be written by the next transaction
     _wall: float = 0.0  # at the last look
     _open: set[int] = field(default_factory=set)
     _lowest: list[int] = field(default_factory=list)
@@ -74,19 +74,17 @@ class Desk:
         self._open.discard(job.offset)
         self._intents.discard(job.draft.intent.intent_id)
 
-    async def write(self, topic: str, intent: str) -> None:
-        """The outcomes that meet here share a transaction, fenced as claims are: for a worker that sleeps between asking and writing."""
-        async with self.lock:
-            if intent in self.ledger.ended:
-                return  # another's transaction took it along
-            together = list(self.outcomes.values())
-            async with self.claimer.transaction():
-                for delivery in together:
-                    await self.claimer.send(topic, encode(delivery), delivery.customer.encode(), self.number)
-            for delivery in together:
-                self.ledger.outcome(delivery)
-                self.counts[delivery.trigger, delivery.status, delivery.reason or ""] += 1
-                del self.outcomes[delivery.intent_id]
+    async def claim(self, topic: str, claims: Sequence[Claim]) -> None:
+        """Acknowledged when it returns; raises where another worker has fenced this one."""
+        await self.fenced.write([(topic, claim.customer.encode(), encode(claim)) for claim in claims])
+
+    async def write(self, topic: str, delivery: Delivery) -> None:
+        """An outcome, fenced as claims are: for a worker that sleeps between asking and writing. An intent that has one gets no second."""
+        if delivery.intent_id in self.ledger.ended:
+            return
+        await self.fenced.write([(topic, delivery.customer.encode(), encode(delivery))])
+        self.ledger.outcome(delivery)
+        self.counts[delivery.trigger, delivery.status, delivery.reason or ""] += 1
 
     def states(self) -> dict[str, int]:
         """Drafts by what they wait for."""
@@ -146,9 +144,14 @@ class Desk:
         return max(0.0, min(pauses))
 
 
-def room(desks: dict[int, Desk], most: int, taken: int) -> int:
-    """Drafts that a desk may take now, of ``most`` at once, of which ``taken`` are; no more than its share, or the first would have all."""
-    return max(0, min(most - taken, -(-most // len(desks))))
+def room(desks: dict[int, Desk], connections: int, claimed: int) -> int:
+    """Mails that a desk may claim now, where so many are claimed; no more than its share, or the first would have all.
+
+    A kill leaves what is claimed ``unknown``: so only what keeps the connections busy, and more where many wait.
+    """
+    waiting = sum(len(desk) for desk in desks.values())
+    most = connections * (AHEAD_OF_A_BURST if waiting >= BURST else AHEAD)
+    return max(0, min(most - claimed, -(-most // len(desks))))
 
 
 def wake(desks: dict[int, Desk]) -> None:

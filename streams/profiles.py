@@ -134,7 +134,7 @@ class Profiles:
     def get_many(self, customers: Iterable[str]) -> dict[str, Profile]:
         """The profiles there are."""
         try:
-            with self._engine.connect() as connection:
+            with self._engine.connect().execution_options(mailtide_reads=True) as connection:
                 rows = self._rows(connection, list(dict.fromkeys(customers)))
         except SQLAlchemyError as error:
             raise _error(error) from error
@@ -249,7 +249,7 @@ def _turn_to_wal(connection: Any) -> None:
 
 def _immediate(connection: Any) -> None:
     # A reader that turns writer in mid-transaction can't wait for another writer; one that begins as writer can.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("mailtide_reads") else "BEGIN IMMEDIATE")
 
 
 def _error(error: Exception) -> StoreError:

@@ -16,29 +16,28 @@ partition gone, and what it was about to write never shows.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import KafkaError
 
-from models.gate import decide, gate_time
-from models.message import Mail, check_shop, signer
+from models.message import check_shop, signer
 from schemas.config import Settings
 from schemas.errors import UNREADABLE, KafkaUnavailable, SettingsError
-from schemas.mail import Claim, Delivery, Draft, decoder, encode, iso
-from schemas.topics import CLAIMS, DELIVERIES, DRAFTS, EVENTS, EXAMPLES, GATE
-from streams.desk import ASKED, Desk, Job, finish, room, told, wait, wake
+from schemas.mail import Draft, decoder, iso
+from schemas.topics import DRAFTS, EVENTS, GATE
+from streams.desk import ASKED, Desk, finish, told, wait
+from streams.dispatch import Dispatch
 from streams.ends import Ends
-from streams.examples import example_of
+from streams.fenced import Fenced
 from streams.kafka import connection, producer
-from streams.ledger import claim_of, delivery_of, orphan, recover
-from streams.letters import Letter, Letters
+from streams.ledger import orphan, recover
+from streams.letters import Letters
 from streams.metrics import STAGES, Value
 from streams.outage import Outage, watch
 from streams.smtp import Mailer
@@ -46,10 +45,9 @@ from streams.stall import WORK, Work
 
 log = structlog.get_logger()
 GROUP = "mailtide-sender"
-AHEAD = 8  # mails claimed for each connection: a kill leaves them ``unknown``, so no more than keep the connections busy
+ROUND = 16  # drafts of a desk that are made mails together
 MOST_WAITING = 20_000  # drafts of a partition in memory, some 40 MB; beyond, its drafts are read later
 COMMIT_EVERY = 0.5  # seconds
-LONGEST_BACKOFF = 60.0  # seconds between two tries of a mail that the server put off
 _DRAFT = decoder(Draft)
 
 
@@ -86,7 +84,6 @@ class Sender(ConsumerRebalanceListener):
         self.tasks: dict[int, asyncio.Task[None]] = {}
         self.outcomes = Counter({(trigger.name, *end): 0 for trigger in settings.trigger for end in ASKED})
         self.joined, self.beats = False, 0
-        self.asking = 0  # drafts between a desk and the server's answer
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.consumer = AIOKafkaConsumer(
             **connection(self.kafka),
@@ -100,7 +97,7 @@ class Sender(ConsumerRebalanceListener):
             rebalance_timeout_ms=int(self.kafka.session_timeout * 3000),
         )
         self.ends = Ends(self.consumer, self.kafka.topic(EVENTS))
-        self._producer: AIOKafkaProducer | None = None
+        self._dispatch: Dispatch | None = None
         self._measuring: asyncio.Task[None] | None = None
 
     def work(self) -> dict[str, Work]:
@@ -111,7 +108,10 @@ class Sender(ConsumerRebalanceListener):
         """Connect and join the group."""
         self._measuring = asyncio.create_task(watch(self.consumer, Outage(self.kafka, self.kafka.prefix + GROUP)))
         await self.letters.start()
-        self._producer = await producer(self.kafka, linger_ms=2)
+        examples = await producer(self.kafka, linger_ms=50)
+        self._dispatch = Dispatch(
+            self.settings, self.desks, self.letters, self.mailer, self.ends, examples, self.lease, self._ours, self._fail
+        )
         self.consumer.subscribe([self.kafka.topic(DRAFTS), self.kafka.topic(GATE)], listener=self)
         try:
             await self.consumer.start()
@@ -123,11 +123,11 @@ class Sender(ConsumerRebalanceListener):
         return told(self.desks, self.outcomes, MOST_WAITING)
 
     @property
-    def producer(self) -> AIOKafkaProducer:
-        """Writes examples."""
-        if self._producer is None:
+    def dispatch(self) -> Dispatch:
+        """What sends; KafkaUnavailable before ``start``."""
+        if self._dispatch is None:
             raise KafkaUnavailable("the sender isn't started")
-        return self._producer
+        return self._dispatch
 
     async def close(self) -> None:
         """Finish what is on its way, commit, leave the group."""
@@ -135,8 +135,8 @@ class Sender(ConsumerRebalanceListener):
             self._measuring.cancel()
         await self._leave(list(self.desks))
         await self.consumer.stop()
-        if self._producer is not None:
-            await self._producer.stop()
+        if self._dispatch is not None:
+            await self._dispatch.producer.stop()
         await self.mailer.close()
         await self.letters.close()
 
@@ -208,7 +208,7 @@ class Sender(ConsumerRebalanceListener):
         await self.commit()
         for desk in desks:
             self.desks.pop(desk.number, None)
-            await desk.claimer.stop()
+            await desk.fenced.producer.stop()
 
     async def _partition(self, number: int) -> None:
         try:
@@ -216,26 +216,14 @@ class Sender(ConsumerRebalanceListener):
             while desk.alive:
                 desk.beats += 1
                 desk.wake.clear()
-                jobs = desk.take(room(self.desks, AHEAD * self.settings.smtp.connections, self.asking), time.time())
-                if jobs:
-                    with self._busy(len(jobs)):
-                        await self._round(desk, jobs)
+                if jobs := desk.take(ROUND, time.time()):
+                    await self.dispatch.round(desk, jobs)
                 elif desk.alive:
                     await wait(desk.wake, desk.pause(time.time()))
         except asyncio.CancelledError:
             raise
         except Exception as error:
             self._fail(error)
-
-    @contextlib.contextmanager
-    def _busy(self, mails: int) -> Iterator[None]:
-        """So many take up room meanwhile."""
-        self.asking += mails
-        try:
-            yield
-        finally:
-            self.asking -= mails
-            wake(self.desks)
 
     def _fail(self, error: Exception) -> None:
         if not self.failure.done():
@@ -253,142 +241,24 @@ class Sender(ConsumerRebalanceListener):
         except BaseException:
             await claimer.stop()
             raise
-        desk = self.desks[number] = Desk(number, ledger, claimer, counts=self.outcomes)
+        desk = self.desks[number] = Desk(number, ledger, Fenced(claimer, number), counts=self.outcomes)
         desk.checked = started
         orphans = list(ledger.claims.values())
-        ends = (orphan(claim, iso(self._now(claim.draft)), self.settings.shop) for claim in orphans)
-        await asyncio.gather(*(self._record(desk, end, None) for end in ends))
+        ends = (orphan(claim, iso(self.dispatch.now(claim.draft)), self.settings.shop) for claim in orphans)
+        await asyncio.gather(*(self.dispatch.record(desk, end, None) for end in ends))
         drafts, gates = (TopicPartition(self.kafka.topic(name), number) for name in (DRAFTS, GATE))
         self.consumer.seek(gates, gate)
         self.consumer.resume(drafts, gates)
         self.log.info("partition open", topic=drafts.topic, partition=number, ended=len(ledger.ended), unknown=len(orphans))
         return desk
 
-    # One draft's way.
-
-    def _now(self, draft: Draft) -> float:
-        return gate_time(draft.intent, time.time(), self.settings.clock)
-
-    def _admits(self, desk: Desk, job: Job) -> Delivery | float | None:
-        """Asks the gate: None to send (the mail counts towards the cap from now on), a wall time to ask again, or the outcome."""
-        intent, ledger, now = job.draft.intent, desk.ledger, self._now(job.draft)
-        standing, history = ledger.standings.get(intent.customer), ledger.history(intent.customer, intent.intent_id)
-        verdict = decide(job.draft, standing, history, now, self.settings, intent.intent_id in ledger.gone)
-        if verdict.action == "send":
-            ledger.reserve(intent.customer, intent.intent_id, verdict.counted)
-            return None
-        ledger.release(intent.customer, intent.intent_id)
-        return verdict.until if verdict.action == "wait" else delivery_of(job.draft, "suppressed", at=iso(now), reason=verdict.reason)
-
-    async def _filter(self, desk: Desk, jobs: Iterable[Job]) -> list[Job]:
-        """The drafts that the gate lets through now; the others sleep, or their outcome is written."""
-        passed, ended = [], []
-        for job in jobs:
-            answer = self._admits(desk, job)
-            if answer is None:
-                passed.append(job)
-            elif isinstance(answer, Delivery):
-                ended.append((answer, job))
-            else:
-                desk.sleep(job, answer)
-        await asyncio.gather(*(self._record(desk, delivery, job) for delivery, job in ended))
-        return passed
-
-    async def _round(self, desk: Desk, jobs: list[Job]) -> None:
-        passed = await self._filter(desk, jobs)
-        if passed:
-            passed = desk.fresh(passed, await self.ends.of(desk.number))
-        if not passed:
-            return
-        if not await self.mailer.ready():
-            for job in passed:
-                self._put_off(desk, job, self.mailer.pause)
-            return
-        letters = await self.letters.write([job.draft for job in passed], self._now, time.time())
-        mails: list[tuple[Job, Mail]] = []
-        for job in passed:
-            letter = letters[job.draft.intent.intent_id]
-            if isinstance(letter, Letter):
-                job.draft = letter.draft
-                mails.append((job, letter.mail))
-            else:
-                await self._record(desk, letter, job)
-        # Once more, with no wait between this answer and the claim's dispatch.
-        kept = {id(job) for job in await self._filter(desk, [job for job, _ in mails])}
-        await self._dispatch(desk, [(job, mail) for job, mail in mails if id(job) in kept])
-
-    async def _dispatch(self, desk: Desk, mails: list[tuple[Job, Mail]]) -> None:
-        if not mails or not desk.alive:
-            return
-        acknowledged = time.monotonic()
-        await self._claim(desk, [claim_of(job.draft, iso(self._now(job.draft))) for job, _ in mails])
-        for job, mail in mails:
-            task = asyncio.create_task(self._send(desk, job, mail, acknowledged))
-            desk.sending.add(task)
-            task.add_done_callback(lambda done: self._sent(desk, done))
-        await asyncio.sleep(0)  # they begin, and take up room, before the round gives its own back
-
-    def _sent(self, desk: Desk, task: asyncio.Task[None]) -> None:
-        desk.sending.discard(task)
-        desk.wake.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error if isinstance(error, Exception) else RuntimeError(str(error)))
-
-    async def _claim(self, desk: Desk, claims: list[Claim]) -> None:
-        """Acknowledged when it returns; raises where another worker has fenced this one."""
-        async with desk.lock, desk.claimer.transaction():
-            for claim in claims:
-                await desk.claimer.send(self.kafka.topic(CLAIMS), encode(claim), claim.customer.encode(), desk.number)
-
-    async def _send(self, desk: Desk, job: Job, mail: Mail, claimed: float) -> None:
-        """From an acknowledged claim to the outcome, or back to the desk."""
-        draft, ended = job.draft, None
-        refused: list[Delivery] = []
-
-        def may() -> bool:
-            if not desk.alive or time.monotonic() - claimed >= self.lease:
-                return False
-            verdict = self._admits(desk, job)
-            if isinstance(verdict, Delivery):
-                refused.append(verdict)
-            return verdict is None
-
-        with self._busy(1):
-            answer = await self.mailer.deliver(mail, may)
-        at = iso(self._now(draft))
-        if answer.kind in ("sent", "failed", "unknown"):
-            code = None if answer.kind == "sent" else answer.code
-            ended = delivery_of(draft, answer.kind, at=at, message_id=mail.message_id, code=code)
-        elif refused:
-            ended = refused[0]
-        if ended is not None:
-            await self._record(desk, ended, job)
-            if ended.status == "sent":
-                await self.producer.send(self.kafka.topic(EXAMPLES), encode(example_of(draft, at)), draft.intent.cluster.encode())
-            return
-        await self._claim(desk, [claim_of(draft, iso(self._now(draft)), withdrawn=True)])
-        job.attempts += answer.kind == "later"
-        self._put_off(desk, job, min(LONGEST_BACKOFF, 0.25 * 2.0**job.attempts) if answer.kind == "later" else 0.0)
-
-    def _put_off(self, desk: Desk, job: Job, pause: float) -> None:
-        desk.ledger.release(job.draft.intent.customer, job.draft.intent.intent_id)
-        desk.sleep(job, time.time() + pause)
-        desk.wake.set()
-
-    async def _record(self, desk: Desk, delivery: Delivery, job: Job | None) -> None:
-        """Write an outcome, once the partition is known to be ours still; an intent that has one gets no second."""
+    async def _ours(self, desk: Desk) -> bool:
         while time.monotonic() - desk.checked > self.lease:
             await self.commit()
             if desk.number not in self.desks or self.failure.done():
-                return  # another worker's now: it has ended the claim as unknown
+                return False
             await asyncio.sleep(0.05)
-        if delivery.intent_id in desk.ledger.ended:
-            return
-        desk.outcomes[delivery.intent_id] = delivery
-        # cancelled in mid-commit it would be written again
-        await asyncio.shield(desk.write(self.kafka.topic(DELIVERIES), delivery.intent_id))
-        if job is not None:
-            desk.done(job)
+        return True
 
     async def commit(self) -> None:
         """Commit what has ended; that Kafka takes it says that the partitions are ours."""

@@ -23,7 +23,7 @@ from mailtide.outbox import Keeper, Outbox
 from schemas.config import SendingSettings, Settings, SmtpSettings, Trigger
 from schemas.mail import Claim, Delivery, Draft, Facts, Gone, Intent, Product, Source, Standing, Watermark, encode, intent_id, iso
 from schemas.topics import CLAIMS, DELIVERIES, DRAFTS, EVENTS, GATE
-from streams import sender
+from streams import desk, sender
 from streams.kafka import partition_of, producer
 from streams.profiles import Profiles
 
@@ -316,7 +316,7 @@ async def test_a_sender_killed_between_claim_and_answer_leaves_an_unknown(settin
         try:
             victim.stdin.write(msgspec.json.encode(local))  # type: ignore[union-attr]
             victim.stdin.close()  # type: ignore[union-attr]
-            await until(lambda: list(folder.glob("*.eml")) and len(b.claims()) >= sender.AHEAD)
+            await until(lambda: list(folder.glob("*.eml")) and len(b.claims()) >= desk.AHEAD)
         finally:
             os.kill(victim.pid, signal.SIGKILL)
             victim.wait()
@@ -331,7 +331,7 @@ async def test_a_sender_killed_between_claim_and_answer_leaves_an_unknown(settin
         finally:
             server.stop()
     unknown = [one for one in seen.values() if one.status == "unknown"]
-    assert 1 <= len(unknown) <= sender.AHEAD
+    assert 1 <= len(unknown) <= desk.AHEAD
     assert {one.status for one in seen.values()} == {"unknown", "sent"} and seen[second].status == "sent"
     assert len(b.mails()) == len(seen) - len(unknown) + 1  # the one that the dead sender had handed over, too
 

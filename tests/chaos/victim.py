@@ -35,7 +35,7 @@ CALLS = {  # "before" it begins, "after" it returned
 }
 TRANSACTIONS = {  # "before" it begins, "amid": all records acknowledged, not committed; "after" its commit
     "changelog": ("streams.partition", "Partition", "_land"),
-    "claim": ("streams.sender", "Sender", "_claim"),
+    "claim": ("streams.dispatch", "Dispatch", "_claim"),
     "outcome": ("streams.desk", "Desk", "write"),
 }
 SAME = {"after output": "before changelog"}  # the changelog's transaction begins once the outputs are acknowledged

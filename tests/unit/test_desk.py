@@ -11,12 +11,13 @@ import pytest
 
 from schemas.mail import Draft, Facts, Intent, Source
 from streams.desk import Desk, Job, wait
+from streams.fenced import Fenced
 from streams.ledger import Ledger, delivery_of
 
 
 def _desk() -> tuple[Desk, Job]:
     intent = Intent("i", "c", "welcome", "1", "2024-01-01T00:00:00Z", "2024-01-02T00:00:00Z", "c0", Facts(), Source("e", 0, 0), "")
-    desk = Desk(0, Ledger("wall"))
+    desk = Desk(0, Ledger("wall"), Fenced(None, 0))
     desk.add(7, Draft(intent, "Hi", "template", "guided", "base", 1))
     (job,) = desk.take(10, 1000.0)
     return desk, job
@@ -53,7 +54,7 @@ async def test_a_long_life_remembers_no_more_than_a_takeover_does() -> None:
 
     days = 0.0
     ledger = Ledger("wall", lambda: days * 86400.0)
-    desk = Desk(0, ledger, Claimer())
+    desk = Desk(0, ledger, Fenced(Claimer(), 0))
     for n in range(2000):
         days = n / 10
         intent = Intent(
@@ -61,8 +62,7 @@ async def test_a_long_life_remembers_no_more_than_a_takeover_does() -> None:
         )
         desk.add(n, Draft(intent, "Hi", "template", "guided", "base", 1))
         (job,) = desk.take(10, 1000.0)
-        desk.outcomes[f"i{n}"] = delivery_of(job.draft, "sent", at="2024-01-01T00:00:00Z")
-        await desk.write("deliveries", f"i{n}")
+        await desk.write("deliveries", delivery_of(job.draft, "sent", at="2024-01-01T00:00:00Z"))
         desk.done(job)
         if n == 300:
             assert ledger.history("c0", "").sends and ledger.history("c0", "i0").ended

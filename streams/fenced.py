@@ -6,6 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from aiokafka.errors import IllegalOperation
+
+from streams.outbox import acknowledged
+
 Record = tuple[str, bytes, bytes]  # topic as the cluster knows it, key, value
 
 
@@ -40,11 +44,19 @@ class Fenced:
         async with self._lock:
             records, self._next, self._turn = self._next, [], None
             try:
-                async with self.producer.transaction():
-                    for topic, key, value in records:
-                        await self.producer.send(topic, value, key, self.partition)
+                await self._transact(records)
             except BaseException as error:
                 turn.set_exception(error)
                 turn.exception()  # perhaps nobody else waits
                 raise
             turn.set_result(None)
+
+    async def _transact(self, records: Sequence[Record]) -> None:
+        sent: list[asyncio.Future[Any]] = []
+        try:
+            async with self.producer.transaction():
+                for topic, key, value in records:
+                    sent.append(await self.producer.send(topic, value, key, self.partition))
+        except IllegalOperation:
+            await acknowledged(sent)  # aiokafka tells why only to whoever waits for what it took before
+            raise

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import IllegalOperation
 
 Header = tuple[str, bytes]
 
@@ -40,15 +41,19 @@ class Outbox:
                 raise ValueError(f"a record of {len(value or b'')} bytes for {topic} is larger than a batch may be")
 
     async def send(self) -> list[asyncio.Future[Any]]:
-        """Hand everything to the producer."""
-        sent = []
+        """Hand everything to the producer. Raises what ended the transaction meanwhile, where there is one: ProducerFenced, say."""
+        sent: list[asyncio.Future[Any]] = []
         self.sizes = []
         ready, self._ready = self._ready, {}
         for (topic, partition), batches in ready.items():
             for batch in batches:
                 self.sizes.append(batch.record_count())
                 batch.close()
-                sent.append(await self._producer.send_batch(batch, topic, partition=partition))
+                try:
+                    sent.append(await self._producer.send_batch(batch, topic, partition=partition))
+                except IllegalOperation:
+                    await acknowledged(sent)  # aiokafka tells why only to whoever waits for what it took before
+                    raise
         return sent
 
 

@@ -85,19 +85,20 @@ class Partition:
                 await before
             records: dict[bytes, bytes | None] = {customer.encode(): state for customer, state in states.items()}
             records[CLOCK] = clock.packed()
-            told, log = Outbox(self._log), Outbox(self._log)
-            for name, value in gate:
-                told.add(self._gate, self.number, name, value)
+            ours = Outbox(self._log)
             for name, state in records.items():
-                log.add(self._changelog, self.number, name, state)
+                ours.add(self._changelog, self.number, name, state)
+            for name, value in gate:
+                ours.add(self._gate, self.number, name, value)
             # A transaction not for atomicity, but for its fence: whoever took this partition over has
             # made it impossible to write here, even for a process that slept through losing it.
             await self._log.begin_transaction()
-            batches = await log.send()
-            await acknowledged([*batches, *await told.send()])
+            batches = await ours.send()
+            await acknowledged(batches)
             await acknowledged(await outbox.send())
             await self._log.commit_transaction()
-            place = 1 + max(batch.result().offset + count - 1 for batch, count in zip(batches, log.sizes, strict=True))
+            written = [(batch.result(), count) for batch, count in zip(batches, ours.sizes, strict=True)]
+            place = 1 + max(at.offset + count - 1 for at, count in written if at.topic == self._changelog)
             self.store.write(records, place)
             for customer, state in states.items():
                 if self._overlay.get(customer) is state:

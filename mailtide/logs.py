@@ -54,6 +54,13 @@ def configure(level: str, service: bool = True) -> None:
     logging.getLogger("jgo").setLevel(logging.ERROR)  # looks a Java up that we don't need, in vain, and says so at length
 
 
+def outages_told() -> None:
+    """A worker tells once that Kafka is away (``streams.outage``): its libraries, which tell each try, are silent but at level "debug"."""
+    if not logging.getLogger(OURS[0]).isEnabledFor(logging.DEBUG):
+        for name in ("faust", "mode", "aiokafka", "intervaltree", "streams.consumer"):  # the last: Faust logs by its subclasses' module
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 @contextmanager
 def hushed(library: str) -> Iterator[None]:
     """While the block asks whether something answers, the library need not say at length that it doesn't; at level "debug" it may."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from mailtide import broker, drain, health, stuck
+from mailtide import broker, drain, health, logs, stuck
 from schemas.config import Settings
 from schemas.errors import SettingsError
 
@@ -108,6 +108,7 @@ async def _or_say_so(serving: Awaitable[None], failed: threading.Event) -> None:
 def main(settings: Settings, text: str) -> None:
     """Block until told to stop."""
     chosen = stages(text)
+    logs.outages_told()
     with broker.running(settings) as ready, identity(Path(ready.home)) as worker_id:
         failed = threading.Event()
         with drain.deadline(failed, "worker", code=1):

@@ -11,7 +11,6 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 from schemas.config import KafkaSettings
 
 MEASURE = 5.0  # seconds between two questions, and the longest wait for an answer
-QUIET = ("faust", "mode", "aiokafka", "intervaltree", "streams.consumer")  # the last: Faust logs by its subclasses' module
 log = logging.getLogger(__name__)
 
 
@@ -19,9 +18,6 @@ class Outage:
     """``heard`` after each question. Nothing ends with an outage: what was begun waits, and goes on where it stood."""
 
     def __init__(self, kafka: KafkaSettings, group: str) -> None:
-        if not log.isEnabledFor(logging.DEBUG):
-            for name in QUIET:
-                logging.getLogger(name).setLevel(logging.CRITICAL)
         self._where, self._place, self._away = kafka.bootstrap, {"group": group}, False
 
     def heard(self, answer: bool) -> None:

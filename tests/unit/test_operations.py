@@ -279,3 +279,11 @@ def test_kafka_pythons_errors_are_for_a_services_log_not_for_a_commands_user(ser
     script = f"import logging; from mailtide import logs; logs.configure('info', {service}); logging.getLogger('kafka.net').error('closed')"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
     assert ("closed" in said) is seen
+
+
+@pytest.mark.parametrize(("level", "seen"), [("info", False), ("debug", True)])
+def test_a_worker_tells_an_outage_once_and_its_libraries_of_each_try_only_at_debug(level: str, seen: bool) -> None:
+    told = f"logs.configure('{level}'); logs.outages_told()"
+    script = f"import logging; from mailtide import logs; {told}; logging.getLogger('aiokafka').error('gone')"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
+    assert ("gone" in said) is seen

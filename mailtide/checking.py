@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import available_timezones
 
+from fsspec.core import get_filesystem_class
+from fsspec.utils import get_protocol
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -20,6 +22,7 @@ from models.phrasebook.book import Book
 from models.phrasebook.check import problems
 from models.phrasebook.sample import sample
 from models.triggers import mistakes
+from models.writer.base import locate
 from models.zones import seconds_of_day
 from schemas.config import Settings, ShopSettings
 from schemas.errors import MailtideError, SettingsError
@@ -79,6 +82,8 @@ def services(settings: Settings, source: Path, problems: Mapping[str, str]) -> I
         ("monitor.groups", lambda: _pattern(settings.monitor.groups)),
         ("store.profiles", lambda: _database(settings.store.profiles)),
         ("store.key", lambda: _key(settings.store.key)),
+        ("training.artifacts", lambda: _artifacts(settings.training.artifacts)),
+        ("writer.base_model", lambda: locate(settings.writer.base_model)),
     ]
     for name, check in checks:
         table, _, key = name.partition(".")
@@ -88,7 +93,7 @@ def services(settings: Settings, source: Path, problems: Mapping[str, str]) -> I
             continue
         try:
             check()
-        except SettingsError as error:
+        except MailtideError as error:
             yield f"{f'{variable} in the environment' if variable else _place(source, at, name, table)}: {error}"
 
 
@@ -134,6 +139,14 @@ def _database(text: str) -> None:
     except (SQLAlchemyError, ImportError) as error:
         # Without what it says: a URL may hold a password.
         raise SettingsError("store.profiles is no SQLAlchemy URL of a database that is installed; write it as 'sqlite:///file'") from error
+
+
+def _artifacts(text: str) -> None:
+    scheme = get_protocol(text)
+    try:
+        get_filesystem_class(scheme)
+    except (ValueError, ImportError) as error:
+        raise SettingsError(f"training.artifacts: {scheme}:// is none of fsspec's stores that are installed: {error}") from error
 
 
 def triggers(settings: Settings, source: Path, problems: Mapping[str, str]) -> Iterator[str]:
@@ -186,8 +199,8 @@ def coverage() -> list[dict[str, Any]]:
     return [{"trigger": name, "clauses": len(book.chapter(name).clauses), "mails": book.mails(name)} for name in book.triggers]
 
 
-def samples(trigger: str | None, tone: str | None, n: int, seed: int) -> Iterator[tuple[str, str]]:
-    """Whole mails with a heading each; SettingsError where there is no such trigger or tone."""
+def samples(trigger: str | None, tone: str | None, n: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Whole mails with trigger, tone and number; SettingsError where there is no such trigger or tone."""
     book = Book.load()
     if trigger is not None and trigger not in book.triggers:
         raise SettingsError(f"{trigger!r} is not in the phrase book; choose among {', '.join(book.triggers)}")
@@ -196,4 +209,4 @@ def samples(trigger: str | None, tone: str | None, n: int, seed: int) -> Iterato
     for name in [trigger] if trigger else book.triggers:
         for each in [tone] if tone else TONES:
             for number, mail in enumerate(sample(book, name, each, n, seed), 1):
-                yield f"{name} · {each} · {number}", mail
+                yield {"trigger": name, "tone": each, "number": number, "mail": mail}

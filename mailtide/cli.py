@@ -205,13 +205,18 @@ def phrasebook_sample(
     tone: Annotated[str | None, typer.Option()] = None,
     n: Annotated[int, typer.Option("--n", min=1)] = 3,
     seed: Annotated[int, typer.Option()] = 0,
+    as_json: Json = False,
 ) -> None:
     """Whole mails composed from the phrase book, to read."""
     from mailtide.checking import samples
 
     try:
-        for heading, mail in samples(trigger, tone, n, seed):
-            typer.echo(f"── {heading}\n{mail}\n")
+        rows = samples(trigger, tone, n, seed)
+        if as_json:
+            _print(list(rows))
+            return
+        for row in rows:
+            typer.echo(f"── {row['trigger']} · {row['tone']} · {row['number']}\n{row['mail']}\n")
     except SettingsError as error:
         raise typer.BadParameter(str(error)) from error
 

@@ -93,6 +93,9 @@ def mistakes(trigger: Trigger) -> Iterator[tuple[str, str]]:
         yield "kind", f"{place}: kind {trigger.kind!r} is found by a look alone: write on = {LOOK!r}"
     if trigger.kind == "coupon" and not trigger.code:
         yield "kind", f"{place}: kind 'coupon' needs a code: write code = 'SAVE5'"
+    for key in ("code", "offer"):
+        if set(getattr(trigger, key)) & set("{}\r\n"):
+            yield key, f"{place}: {key} = {getattr(trigger, key)!r} stands in mails as it is: take braces and line breaks away"
     if trigger.where and trigger.starts == (LOOK,):
         yield "where", f"{place}: where asks about an event, and on = {LOOK!r} has none: write it as condition"
     for key, (text, names) in _conditions(trigger).items():

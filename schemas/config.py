@@ -78,7 +78,7 @@ class SendingSettings(Section, frozen=True):
 
     cap: Count = 3  # mails to one customer in each window; more end as frequency_cap
     cap_window: Time = 7 * 86400.0  # the window in which the cap counts
-    quiet_start: str = "21:00"  # as "22:00", local time of the customer; mail waits from then on
+    quiet_start: str = "21:00"  # as "22:00", local time of the customer; mail waits from then on; the same as quiet_end = never
     quiet_end: str = "08:00"  # likewise; what waited goes from then on
     holdout: Share = 0.05  # of customers that get no marketing mail, to compare with; 0 = none
     care_ignores_cap: bool = True  # mail of priority 0 goes past the cap

@@ -275,7 +275,8 @@ def _wire(body: dict[str, Any]) -> _Wire | Dead:
         if found is not None and not isinstance(found, str):
             found = "not text"  # a time that is there but unreadable is no reason to take another
         setattr(wire, name, found)
-    wire.messageId = _text(body.get("messageId"))
+    given = body.get("messageId")  # repeats are found also by what UTF-8 can't say
+    wire.messageId = _text(given.encode(errors="backslashreplace").decode() if isinstance(given, str) else given)
     wire.properties = _properties(body.get("properties"))
     traits, context = body.get("traits"), body.get("context")
     wire.traits = traits if isinstance(traits, dict) else None

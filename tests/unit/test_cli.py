@@ -37,6 +37,7 @@ def mailtide(*words: str, home: Path, **environment: str) -> subprocess.Complete
         (("topics", "check"), {"MAILTIDE_KAFKA": "127.0.0.1:1"}, 1, "no Kafka answers at 127.0.0.1:1"),
         (("topics", "check"), {"MAILTIDE_CONFIG": "nowhere.toml"}, 1, "can't be read"),
         (("phrasebook", "sample", "--trigger", "nothing"), {}, 2, "not in the phrase book"),
+        (("phrasebook", "sample", "--json", "--tone", "loud"), {}, 2, "is no tone"),
         (("up",), {"MAILTIDE_CONFIG": "mine.toml"}, 1, "did you mean 'orders'?"),
         (("topics", "create"), {"MAILTIDE_HOME": "/dev/null/home"}, 1, "/dev/null/home"),
         (("worker",), {"MAILTIDE_SENDING_QUIET_START": "9 pm"}, 1, "sending.quiet_start = '9 pm' is no time of day"),

@@ -203,6 +203,7 @@ def test_a_huge_number_or_a_bad_message_id_is_no_harm() -> None:
     assert read(record(messageId=...)).message_id == ""
     assert read(record(messageId=12)).message_id == "12"
     assert read(record(messageId=["x"])).message_id == ""
+    assert read(record(messageId="m \ud83d")).message_id == read(record(messageId="m \ud83d")).message_id != ""
 
 
 @pytest.mark.parametrize(

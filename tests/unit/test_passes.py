@@ -216,6 +216,7 @@ def test_a_steady_rhythm_of_goods_brings_a_reminder_before_they_run_out() -> Non
         ({"condition": "__import__('os')"}, "what no condition may"),
         ({"condition": "orders >"}, "is no condition"),
         ({"kind": "coupon"}, "needs a code"),
+        ({"code": "{first_name}"}, "take braces"),
         ({"cancel_on": ("Nothing",)}, "no event"),
     ],
 )

@@ -127,6 +127,8 @@ def test_config_check_tells_typing_and_logic_in_one_go(tmp_path: Path) -> None:
         ("monitor", 'groups = "("'),
         ("store", 'key = "c2hvcnQ="'),
         ("store", 'profiles = "nodb://kelp"'),
+        ("training", 'artifacts = "s9://kelp"'),
+        ("writer", 'base_model = "/none"'),
     ],
 )
 def test_config_check_finds_what_a_service_would_stop_at(tmp_path: Path, table: str, line: str) -> None:

@@ -120,19 +120,22 @@ class Releases:
             return None
         if release.base_sha256 != self._base:
             raise ArtifactError(f"trained on base {release.base_sha256[:12]}…, this writer has {self._base[:12]}…: train it anew")
-        return adapters.read(self._fetch(release), self._shape, self._base, self._rank, release.sha256)
+        file, data = self._fetch(release)
+        return adapters.parse(data, release.sha256, file, self._shape, self._base, self._rank)
 
-    def _fetch(self, release: Ancestor) -> Path:
-        """The artifact as a local file, named by its sha256; kept, so that a restart needs no store."""
+    def _fetch(self, release: Ancestor) -> tuple[Path, bytes]:
+        """The artifact, its sha256 found right, and the local file named by it, which is kept so that a restart needs no store."""
         digest = release.sha256
         if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):  # it becomes a file's name
             raise ArtifactError(f"{release.artifact}: {digest[:70]!r} is no sha256: publish it again")
         file = self._folder / f"{digest}.safetensors"
-        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == digest:
-            return file
+        with contextlib.suppress(OSError):
+            data = file.read_bytes()
+            if hashlib.sha256(data).hexdigest() == digest:
+                return file, data
         try:
             with fsspec.open(release.artifact, "rb") as source:
-                data: bytes = source.read()
+                data = source.read()
         except Exception as error:  # each of fsspec's stores has its own errors
             raise ArtifactError(f"{release.artifact}: can't be read ({error}): see training.artifacts") from error
         if hashlib.sha256(data).hexdigest() != digest:
@@ -146,4 +149,4 @@ class Releases:
             with contextlib.suppress(OSError):  # the folder itself may be what can't be made
                 beside.unlink(missing_ok=True)
             raise ArtifactError(f"{file}: can't be kept ({error.strerror}): make room, then start the writer again") from error
-        return file
+        return file, data

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.odds import MOST
-from models.writer.base import Shape, Weights, read_safetensors
+from models.writer.base import Shape, Weights, parse_safetensors
 from models.writer.graph import GROUPS, wide
 from schemas.errors import ArtifactError
 
@@ -36,13 +36,22 @@ class Adapter:
 def read(file: Path, shape: Shape, base_sha256: str, rank: int, sha256: str = "") -> Adapter:
     """Read and verify a file. ``rank``: the graph's; a smaller one is padded. Raises ArtifactError: refused, never half used."""
     try:
-        found = hashlib.sha256(file.read_bytes()).hexdigest()
-        if sha256 and found != sha256:
-            raise ArtifactError(f"{file}: its sha256 is {found[:12]}…, not the release's {sha256[:12]}…: publish it again")
-        tensors, meta = read_safetensors(file)
+        data = file.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{file}: can't be read ({error.strerror}): publish it again") from error
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 and found != sha256:
+        raise ArtifactError(f"{file}: its sha256 is {found[:12]}…, not the release's {sha256[:12]}…: publish it again")
+    return parse(data, found, file, shape, base_sha256, rank)
+
+
+def parse(data: bytes, sha256: str, file: Path, shape: Shape, base_sha256: str, rank: int) -> Adapter:
+    """As ``read``, of what was read from ``file`` and whose sha256 is known."""
+    try:
+        tensors, meta = parse_safetensors(data, file)
         theirs, alpha = int(meta["rank"]), float(meta["alpha"])
         odds = _odds(meta)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{file}: not a whole LoRA file ({error}): publish it again") from error
     if meta.get("base_sha256") != base_sha256:
         raise ArtifactError(
@@ -51,7 +60,7 @@ def read(file: Path, shape: Shape, base_sha256: str, rank: int, sha256: str = ""
     if not 0 < theirs <= rank:
         raise ArtifactError(f"{file}: rank {theirs}, the writer's graph has room for {rank}: set training.rank to {theirs} for both")
     _check(file, tensors, shape, theirs)
-    return replace(_fuse(found, tensors, shape, theirs, alpha / theirs, rank), odds=odds)
+    return replace(_fuse(sha256, tensors, shape, theirs, alpha / theirs, rank), odds=odds)
 
 
 def _odds(meta: Mapping[str, str]) -> dict[str, float]:

@@ -113,7 +113,7 @@ def load(path: Path, house: Path | None = HOUSE) -> Base:
 
 
 def merge(weights: Weights, adapter: Path, base_sha256: str) -> None:
-    """Add a LoRA's product to the weights in place. Raises ModelError where it was trained on another base."""
+    """Put the sums of the weights and a LoRA's product in their places. Raises ModelError where it was trained on another base."""
     tensors, meta = read_safetensors(adapter)
     if meta.get("base_sha256") != base_sha256:
         raise ModelError(f"{adapter}: the house adapter was trained on another base model: remove it, or train it anew on this one")
@@ -121,7 +121,8 @@ def merge(weights: Weights, adapter: Path, base_sha256: str) -> None:
     for name, down in tensors.items():
         if name.endswith("lora_A.weight"):
             up = tensors[name.replace("lora_A", "lora_B")]
-            weights[name.removeprefix("base_model.model.").replace("lora_A.weight", "weight")] += scale * (up @ down)
+            merged = name.removeprefix("base_model.model.").replace("lora_A.weight", "weight")
+            weights[merged] = weights[merged] + scale * (up @ down)  # not in place: it may be a view of the file
 
 
 def export_hf(base: Base, folder: Path) -> Path:
@@ -160,8 +161,12 @@ def export_hf(base: Base, folder: Path) -> Path:
 
 
 def read_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
-    """All tensors as fp32 with the metadata. Raises ValueError for a torn file or a type that isn't a float."""
-    raw = path.read_bytes()
+    """All tensors as fp32, perhaps read-only, with the metadata. Raises ValueError for a torn file or a type that isn't a float."""
+    return parse_safetensors(path.read_bytes(), path)
+
+
+def parse_safetensors(raw: bytes, path: Path) -> tuple[Weights, dict[str, str]]:
+    """The same of what was read from ``path``; tensors that are fp32 there are views of it."""
     if len(raw) < 8:
         raise ValueError(f"{path}: {len(raw)} bytes are no safetensors file")
     start = 8 + int.from_bytes(raw[:8], "little")
@@ -181,7 +186,7 @@ def _floats(path: Path, name: str, entry: Mapping[str, Any], data: memoryview) -
     if kind == "BF16":  # the upper half of an fp32
         flat = (np.frombuffer(data[first:last], np.uint16).astype(np.uint32) << 16).view(np.float32)
     elif kind in ("F32", "F16"):
-        flat = np.frombuffer(data[first:last], np.float32 if kind == "F32" else np.float16).astype(np.float32)
+        flat = np.frombuffer(data[first:last], np.float32 if kind == "F32" else np.float16).astype(np.float32, copy=False)
     else:
         raise ValueError(f"{path}: {name} is {kind}, not a float")
     return flat.reshape(entry["shape"])

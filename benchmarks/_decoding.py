@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from models.phrasebook.book import Book
@@ -29,6 +31,14 @@ class Speed:
 
     decode: float
     whole: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Some of the rows, by number, in a cache of their own."""
+
+    cache: Cache
+    rows: range
 
 
 def speed(rows: int, steps: float, whole: float) -> Speed:
@@ -75,24 +85,41 @@ def _prompts(base: Base) -> list[list[int]]:
 
 
 class Ours:
-    """The writer's own graph, greedy: each row's prompt by itself, then steps of all rows and the vocabulary's head."""
+    """The writer's own graph, greedy: each row's prompt by itself, then steps of all rows of a lane and the vocabulary's head."""
 
-    def __init__(self, folder: Path, precision: Literal["int8", "fp32"] = "int8") -> None:
-        self.model = Model(prepare(locate(), folder / "graph", precision, RANK))
+    def __init__(self, folder: Path, precision: Literal["int8", "fp32"] = "int8", lanes: int = 0) -> None:
+        self.model = Model(prepare(locate(), folder / "graph", precision, RANK), lanes=lanes)
         self.prompts: list[list[int]] = json.loads((folder / "prompts.json").read_text())
         files = (folder / f"adapter-{seed}.safetensors" for seed in range(ADAPTERS))
         self.adapters: list[Adapter] = [adapters.read(file, self.model.shape, self.model.base_sha256, RANK) for file in files]
 
     def run(self, rows: int) -> Speed:
-        cache, active = Cache(self.model, rows), np.ones(rows, bool)
-        for row in range(rows):
-            cache.adapt(row, self.adapters[row])
-        self.model.best(np.zeros((rows, self.model.shape.width), np.float32))  # the head is loaded on first use
-        started = time.perf_counter()
-        hidden = np.stack([cache.chunk(row, self.prompts[row]) for row in range(rows)])
-        tokens = self.model.best(hidden)[0][:, 0]
-        first = time.perf_counter()
-        for _ in range(NEW - 1):
-            tokens = self.model.best(cache.step(tokens, active))[0][:, 0]
-        ended = time.perf_counter()
+        lanes = self.lanes(rows)
+        with ThreadPoolExecutor(len(lanes)) as pool:
+            started = time.perf_counter()
+            tokens = list(pool.map(self.read, lanes))
+            first = time.perf_counter()
+            list(pool.map(self.write, lanes, tokens))
+            ended = time.perf_counter()
         return speed(rows, ended - first, ended - started)
+
+    def lanes(self, rows: int) -> list[Lane]:
+        """As the engine deals rows out, each with its adapter."""
+        count = min(self.model.lanes, rows)
+        made = [Lane(Cache(self.model, len(range(lane, rows, count))), range(lane, rows, count)) for lane in range(count)]
+        for lane in made:
+            for place, row in enumerate(lane.rows):
+                lane.cache.adapt(place, self.adapters[row])
+        self.model.best(np.zeros((1, self.model.shape.width), np.float32))  # the head is loaded on first use
+        return made
+
+    def read(self, lane: Lane) -> NDArray[np.int64]:
+        """The prompts; the first new token of each row."""
+        hidden = np.stack([lane.cache.chunk(place, self.prompts[row]) for place, row in enumerate(lane.rows)])
+        return self.model.best(hidden)[0][:, 0]
+
+    def write(self, lane: Lane, tokens: NDArray[np.int64]) -> None:
+        """The other new tokens."""
+        active = np.ones(len(lane.rows), bool)
+        for _ in range(NEW - 1):
+            tokens = self.model.best(lane.cache.step(tokens, active))[0][:, 0]

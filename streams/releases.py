@@ -44,6 +44,7 @@ class Releases:
         self._folder = Path(settings.home).resolve() / "adapters"
         self._shape, self._base, self._rank = shape, base_sha256, rank
         self._serving: dict[str, Serving] = {}
+        self._fetched: dict[Path, bytes] = {}  # verified, not kept yet: mail need not wait for the disk
         self.refused = 0
 
     def choose(self, cluster: str, intent_id: str) -> tuple[str, Adapter | None]:
@@ -85,6 +86,7 @@ class Releases:
             return known is None and self._fall_back(release)
         self._serving[release.cluster] = Serving(release, adapter, self._before(release, known) if release.share < 1.0 else (BASE, None))
         log.info("release %s serves cluster %s", release.release_id, release.cluster)
+        self._keep()
         return True
 
     def _fall_back(self, refused: Release) -> bool:
@@ -97,6 +99,7 @@ class Releases:
             whole = Release(old.release_id, refused.cluster, old.epoch, old.artifact, old.sha256, old.base_sha256, old.rank, refused.at)
             self._serving[refused.cluster] = Serving(whole, adapter)
             log.warning("release %s serves cluster %s on", old.release_id, refused.cluster)
+            self._keep()
             return True
         return False
 
@@ -120,11 +123,14 @@ class Releases:
             return None
         if release.base_sha256 != self._base:
             raise ArtifactError(f"trained on base {release.base_sha256[:12]}…, this writer has {self._base[:12]}…: train it anew")
-        file, data = self._fetch(release)
-        return adapters.parse(data, release.sha256, file, self._shape, self._base, self._rank)
+        file, data, kept = self._fetch(release)
+        adapter = adapters.parse(data, release.sha256, file, self._shape, self._base, self._rank)
+        if not kept:
+            self._fetched[file] = data
+        return adapter
 
-    def _fetch(self, release: Ancestor) -> tuple[Path, bytes]:
-        """The artifact, its sha256 found right, and the local file named by it, which is kept so that a restart needs no store."""
+    def _fetch(self, release: Ancestor) -> tuple[Path, bytes, bool]:
+        """The artifact, its sha256 found right; the local file named by it, which spares a restart the store; whether that is there."""
         digest = release.sha256
         if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):  # it becomes a file's name
             raise ArtifactError(f"{release.artifact}: {digest[:70]!r} is no sha256: publish it again")
@@ -132,7 +138,7 @@ class Releases:
         with contextlib.suppress(OSError):
             data = file.read_bytes()
             if hashlib.sha256(data).hexdigest() == digest:
-                return file, data
+                return file, data, True
         try:
             with fsspec.open(release.artifact, "rb") as source:
                 data = source.read()
@@ -140,13 +146,18 @@ class Releases:
             raise ArtifactError(f"{release.artifact}: can't be read ({error}): see training.artifacts") from error
         if hashlib.sha256(data).hexdigest() != digest:
             raise ArtifactError(f"{release.artifact}: its sha256 isn't the release's: torn or replaced; publish it again")
-        beside = file.with_suffix(f".{os.getpid()}.part")
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            beside.write_bytes(data)
-            beside.replace(file)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # the folder itself may be what can't be made
-                beside.unlink(missing_ok=True)
-            raise ArtifactError(f"{file}: can't be kept ({error.strerror}): make room, then start the writer again") from error
-        return file, data
+        return file, data, False
+
+    def _keep(self) -> None:
+        """What was fetched, as local files; where there is no room a restart fetches it again."""
+        while self._fetched:
+            file, data = self._fetched.popitem()
+            beside = file.with_suffix(f".{os.getpid()}.part")
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                beside.write_bytes(data)
+                beside.replace(file)
+            except OSError as error:
+                with contextlib.suppress(OSError):  # the folder itself may be what can't be made
+                    beside.unlink(missing_ok=True)
+                log.warning("%s: can't be kept (%s), it is fetched again at the next start: make room", file, error.strerror)

@@ -18,7 +18,8 @@ from models.phrasebook.book import Book
 from models.slots import ALWAYS, slots_in
 from models.writer import adapters, base, graph
 from models.writer.automaton import Guided, Written
-from models.writer.engine import Engine, Model, Request
+from models.writer.decoder import Model
+from models.writer.engine import Engine, Request
 from schemas.config import Settings
 from training.examples import Row
 

@@ -3,7 +3,8 @@
 from models.writer.adapters import Adapter
 from models.writer.automaton import Free, Guided, Walk, Words, Written
 from models.writer.base import Base, Shape, export_hf, fingerprint, load, locate
-from models.writer.engine import Cache, Counters, Engine, Model, Request
+from models.writer.decoder import Cache, Model
+from models.writer.engine import Counters, Engine, Request
 from models.writer.graph import build, precision_for, prepare
 
 __all__ = [

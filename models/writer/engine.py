@@ -1,88 +1,35 @@
-"""Continuous batching on the CPU: B rows of one KV cache, each with its own adapter, filled anew as soon as they are free.
+"""Continuous batching on the CPU: rows of a KV cache, each with its own adapter, filled anew as soon as they are free.
 
-One thread owns session, cache and rows; ``submit`` may be called from any
-thread. A step always runs all rows and a long forced stretch always goes as
-one chunk of its row, so that a mail's text depends on its seed, not on which
-mails stood beside it.
+The rows are dealt out to lanes, each a thread with a cache of its own;
+``submit`` may be called from any thread. A step always runs all rows of its
+lane and a long forced stretch always goes as one chunk of its row, so that a
+mail's text depends on its seed, not on which mails stood beside it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
+import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from models.writer.adapters import Adapter
-from models.writer.automaton import Walk, Words, Written, ban
-from models.writer.base import Shape
-from models.writer.graph import GROUPS, read_meta, wide
+from models.writer.automaton import Walk, Written
+from models.writer.decoder import Cache, Model
 from schemas.errors import ModelError
 
 CHUNK = 6  # forced tokens from which one chunk of a row (about 6 + 0.5 n ms) beats n shared steps
+POLITE = 2  # niceness: a release, a timer or a mail to send need a core for milliseconds and should not wait for a run's end
 PREFIXES = 48  # beginnings of mails whose KV is kept, some 1-2 MB each, for the next mail that begins the same way
-
-
-class Model:
-    """A built graph with its tokenizer. ``session`` runs the decoder, ``head`` (made when first wanted) the vocabulary."""
-
-    def __init__(self, folder: Path, threads: int = 0) -> None:
-        meta = read_meta(folder)
-        if meta["precision"] in ("fp16", "bf16"):
-            raise ModelError(
-                f"{folder}: a {meta['precision']} graph is for CUDA, which this engine doesn't drive yet: set writer.device to cpu"
-            )
-        self.folder, self.threads = folder, threads
-        self.shape = Shape(**meta["shape"])
-        self.base_sha256: str = meta["base_sha256"]
-        self.rank: int = meta["rank"]
-        self.max_len: int = meta["max_len"]
-        self.output: NDArray[np.float32] = np.load(folder / "output.npy", mmap_mode="r")
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.words = Words(self.tokenizer, self.shape.eos)
-        self.session = self._open("model")
-        self._head: Any = None
-        self._plain: Any = None
-        self._ban: NDArray[np.float32] | None = None
-
-    def _open(self, name: str) -> Any:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # The writer shares its cores with intake, Kafka and the sender: threads that spin while they wait halve its speed there.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            return ort.InferenceSession(str(self.folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has no common base for its errors
-            raise ModelError(
-                f"{self.folder}: onnxruntime can't load {name}.onnx ({error}): remove the folder, it is built again"
-            ) from error
-
-    @property
-    def plain(self) -> Any:
-        """The decoder for rows without an adapter, opened when first wanted."""
-        self._plain = self._plain or self._open("plain")
-        return self._plain
-
-    def best(self, hidden: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Ids and logits of the best tokens that aren't banned, for rows of ``hidden``."""
-        if self._head is None:
-            self._head, self._ban = self._open("head"), ban(self.words)
-            self._ban = np.pad(self._ban, (0, max(0, self.shape.vocab - len(self._ban))), constant_values=-1e9)[: self.shape.vocab]
-        values, ids = self._head.run(None, {"hidden": np.ascontiguousarray(hidden), "ban": self._ban})
-        return ids, values
 
 
 @dataclass(slots=True)
@@ -101,7 +48,7 @@ class Request:
 
 @dataclass(slots=True)
 class Counters:
-    """``tokens`` of finished texts; ``busy`` seconds in which the engine had work."""
+    """``tokens`` of finished texts; ``busy`` seconds in which the engine had work, whichever its lanes."""
 
     tokens: int = 0
     mails: int = 0
@@ -123,98 +70,49 @@ class _Row:
     pending: list[int] = field(default_factory=list)
 
 
-class Cache:
-    """KV and adapters of B rows, and the two ways to run them: all rows by one token, one row by many."""
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a row holds after a beginning: keys and values f32[2*layers,kv,tokens,head], and ``hidden`` at its last token."""
 
-    def __init__(self, model: Model, rows: int) -> None:
-        s = model.shape
-        self.model, self.rows = model, rows
-        self.kv = np.zeros((2 * s.layers, rows, s.kv_heads, model.max_len, s.head), np.float32)
-        self.length = np.zeros(rows, np.int64)
-        self._a: list[NDArray[np.float32]] = []
-        self._b: list[NDArray[np.float32]] = []
-        for _ in range(s.layers):
-            for group, members in GROUPS:
-                into, outs = wide(s, group)
-                self._a.append(np.zeros((rows, into, model.rank * len(members)), np.float32))
-                self._b.append(np.zeros((rows, model.rank * len(members), sum(outs)), np.float32))
-        self._holds: list[Adapter | None] = [None] * rows
-        self._bound: dict[tuple[int, int, bool], Any] = {}
-        self._live: dict[tuple[int, int, bool], list[NDArray[Any]]] = {}
+    kv: NDArray[np.float32]
+    hidden: NDArray[np.float32]
 
-    def adapt(self, row: int, adapter: Adapter | None) -> None:
-        """Put an adapter (or none) into a row, unless it holds it already."""
-        if self._holds[row] is adapter:
-            return
-        for site, (a, b) in enumerate(zip(self._a, self._b, strict=True)):
-            a[row] = adapter.a[site] if adapter else 0.0
-            b[row] = adapter.b[site] if adapter else 0.0
-        self._holds[row] = adapter
 
-    def chunk(self, row: int, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Feed tokens to one row; ``hidden`` f32[width] at the last of them. Raises ModelError where they don't fit."""
-        start, n = int(self.length[row]), len(tokens)
-        if start + n > self.model.max_len:
-            raise ModelError(f"a mail and its prompt are longer than {self.model.max_len} tokens: shorten the clauses, or take fewer")
-        out = self._run(row, row + 1, np.array([tokens], np.int64), np.array([start + n - 1], np.int32))
-        self.length[row] += n
-        return out[0]
+class _Prefixes:
+    """The beginnings met last, by adapter and tokens, for all lanes."""
 
-    def step(self, tokens: NDArray[np.int64], active: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Feed one token to every active row; ``hidden`` f32[rows,width], of use for active rows."""
-        if (self.length[active] >= self.model.max_len).any():
-            raise ModelError(f"a mail and its prompt are longer than {self.model.max_len} tokens: shorten the clauses, or take fewer")
-        # A row that rests is fed a token too, but beyond its end, where the next real one overwrites it.
-        at = np.minimum(self.length, self.model.max_len - 1).astype(np.int32)
-        out = self._run(0, self.rows, tokens.reshape(-1, 1), at)
-        self.length += active
-        return out
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, tuple[int, ...]], _Known] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def _run(self, first: int, last: int, ids: NDArray[np.int64], seqlens: NDArray[np.int32]) -> NDArray[np.float32]:
-        rows, n = ids.shape
-        plain = not any(self._holds[first:last])
-        key = (first, last, plain)
-        binding = self._bound.get(key) or self._bind(*key)
-        total = np.array(int(seqlens.max()) + 1, np.int32)
-        where = np.full((rows, 1), n - 1, np.int64)
-        hidden = np.empty((rows, self.model.shape.width), np.float32)
-        self._live[key] = [ids, seqlens, total, where, hidden]  # the binding holds addresses, not references
-        for name, value in (("input_ids", ids), ("seqlens_k", seqlens), ("total", total), ("last", where)):
-            binding.bind_input(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
-        binding.bind_output("hidden", "cpu", 0, np.float32, hidden.shape, hidden.ctypes.data)
-        (self.model.plain if plain else self.model.session).run_with_iobinding(binding)
-        return hidden
+    def get(self, adapter: str, tokens: Sequence[int]) -> _Known | None:
+        with self._lock:
+            found = self._known.get((adapter, tuple(tokens)))
+            if found is not None:
+                self._known.move_to_end((adapter, tuple(tokens)))
+            return found
 
-    def _bind(self, first: int, last: int, plain: bool) -> Any:
-        """Everything that stays: cache and adapters of these rows. Whole ranges only, so that each slice is contiguous."""
-        binding = (self.model.plain if plain else self.model.session).io_binding()
-        for layer in range(self.model.shape.layers):
-            for i, name in enumerate("kv"):
-                part = self.kv[2 * layer + i, first:last]
-                binding.bind_input(f"past.{layer}.{name}", "cpu", 0, np.float32, part.shape, part.ctypes.data)
-                binding.bind_output(f"present.{layer}.{name}", "cpu", 0, np.float32, part.shape, part.ctypes.data)
-            for g, (group, _) in enumerate(() if plain else GROUPS):
-                for letter, arrays in (("A", self._a), ("B", self._b)):
-                    part = arrays[4 * layer + g][first:last]
-                    binding.bind_input(f"{letter}.{layer}.{group}", "cpu", 0, np.float32, part.shape, part.ctypes.data)
-        self._bound[first, last, plain] = binding
-        return binding
+    def put(self, adapter: str, tokens: Sequence[int], known: _Known) -> None:
+        with self._lock:
+            self._known[adapter, tuple(tokens)] = known
+            if len(self._known) > PREFIXES:
+                self._known.popitem(last=False)
 
 
 class Engine:
     """``submit`` mails, get futures. Close it when done: mails not yet finished are cancelled."""
 
     def __init__(self, model: Model, rows: int = 16) -> None:
-        self.model, self.counters = model, Counters()
-        self._cache = Cache(model, rows)
-        self._rows: list[_Row | None] = [None] * rows
+        self.model, self.rows = model, rows  # ``rows``: mails written at once
         self._queue: list[tuple[int, int, Request, Future[Written]]] = []
         self._order = itertools.count()
-        self._prefixes: OrderedDict[tuple[str, tuple[int, ...]], tuple[NDArray[np.float32], NDArray[np.float32]]] = OrderedDict()
+        self.prefixes = _Prefixes()
         self._wake = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._loop, name="writer-engine", daemon=True)
-        self._thread.start()
+        count = min(model.lanes, rows)
+        self._lanes = [_Lane(self, Cache(model, len(range(lane, rows, count)))) for lane in range(count)]
+        for lane in self._lanes:
+            lane.thread.start()
 
     def submit(self, request: Request) -> Future[Written]:
         """Queue a mail. The future raises ModelError where the model can't write it."""
@@ -227,35 +125,72 @@ class Engine:
         return future
 
     @property
-    def rows(self) -> int:
-        """Mails written at once."""
-        return len(self._rows)
+    def counters(self) -> Counters:
+        """Since the start."""
+        return Counters(*map(sum, zip(*(astuple(lane.counters) for lane in self._lanes), strict=True)))
 
     @property
     def queued(self) -> int:
         """Mails waiting or being written."""
-        return len(self._queue) + sum(row is not None for row in self._rows)
+        return len(self._queue) + sum(lane.held for lane in self._lanes)
 
     @property
     def seconds_a_mail(self) -> float:
         """Measured so far; a guess before the first."""
         c = self.counters
         # Early on, the time of the mails still in the rows would be laid on the few that are finished.
-        return c.busy / c.mails if c.mails >= 2 * len(self._rows) else 0.3
+        return c.busy / c.mails if c.mails >= 2 * self.rows else 0.3
 
     def close(self) -> None:
         with self._wake:
             self._closing = True
-            self._wake.notify()
-        self._thread.join()
+            self._wake.notify_all()
+        for lane in self._lanes:
+            lane.thread.join()
+        for _, _, _, future in self._queue:
+            future.cancel()
+
+    def awaited(self, lane: _Lane) -> bool:
+        """Block until there is work for this lane; False when the engine is closed."""
+        with self._wake:
+            while not self._closing and not self._queue and not lane.held:
+                lane.working = False
+                self._wake.wait()
+            lane.working = True
+            return not self._closing
+
+    def next(self) -> tuple[Request, Future[Written]] | None:
+        """The most urgent mail that still wants to be written."""
+        with self._wake:
+            while self._queue:
+                _, _, request, future = heapq.heappop(self._queue)
+                if future.set_running_or_notify_cancel():
+                    return request, future
+        return None
+
+    def working(self) -> int:
+        """Lanes that have work."""
+        return sum(lane.working for lane in self._lanes) or 1
+
+
+class _Lane:
+    """Some of the rows, and the thread that writes them."""
+
+    def __init__(self, engine: Engine, cache: Cache) -> None:
+        self.engine, self.counters, self.working = engine, Counters(), False
+        self._model, self._cache = engine.model, cache
+        self._rows: list[_Row | None] = [None] * cache.rows
+        self.thread = threading.Thread(target=self._loop, name="writer-engine", daemon=True)
+
+    @property
+    def held(self) -> int:
+        """Mails being written here."""
+        return sum(row is not None for row in self._rows)
 
     def _loop(self) -> None:
-        while True:
-            with self._wake:
-                while not self._closing and not self._queue and not any(self._rows):
-                    self._wake.wait()
-                if self._closing:
-                    break
+        with contextlib.suppress(OSError, AttributeError):  # Linux alone gives a thread a priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), POLITE)
+        while self.engine.awaited(self):
             started = time.perf_counter()
             try:
                 self._admit()
@@ -263,12 +198,8 @@ class Engine:
                 self._step()
             except Exception as error:  # one mail's fault must not end the thread: those in flight fail, the next go on
                 self._fail(error)
-            self.counters.busy += time.perf_counter() - started
-        for _, _, _, future in self._queue:
-            future.cancel()
-        for row in self._rows:
-            if row is not None:
-                row.future.set_exception(ModelError("the writer's engine was closed while it wrote: the intent is written again"))
+            self.counters.busy += (time.perf_counter() - started) / self.engine.working()
+        self._fail(ModelError("the writer's engine was closed while it wrote: the intent is written again"))
 
     def _fail(self, error: Exception) -> None:
         known = error if isinstance(error, ModelError) else ModelError(f"the writer's engine failed ({error!r}): see the log")
@@ -281,12 +212,9 @@ class Engine:
         for index, row in enumerate(self._rows):
             if row is not None:
                 continue
-            with self._wake:
-                if not self._queue:
-                    return
-                _, _, request, future = heapq.heappop(self._queue)
-            if not future.set_running_or_notify_cancel():
-                continue
+            if (found := self.engine.next()) is None:
+                return
+            request, future = found
             try:
                 made = _Row(request.walk(), future)
                 hidden = self._prefix(index, request, [*request.prompt, *made.walk.start()])
@@ -314,19 +242,16 @@ class Engine:
         return hidden
 
     def _recall(self, row: int, adapter: str, tokens: list[int]) -> NDArray[np.float32] | None:
-        known = self._prefixes.get((adapter, tuple(tokens)))
+        known = self.engine.prefixes.get(adapter, tokens)
         if known is None:
             return None
-        self._prefixes.move_to_end((adapter, tuple(tokens)))
         self.counters.prefix_hits += 1
-        self._cache.kv[:, row, :, : len(tokens)] = known[0]
+        self._cache.kv[:, row, :, : len(tokens)] = known.kv
         self._cache.length[row] = len(tokens)
-        return known[1]
+        return known.hidden
 
     def _remember(self, row: int, adapter: str, tokens: list[int], hidden: NDArray[np.float32]) -> None:
-        self._prefixes[adapter, tuple(tokens)] = (self._cache.kv[:, row, :, : len(tokens)].copy(), hidden.copy())
-        if len(self._prefixes) > PREFIXES:
-            self._prefixes.popitem(last=False)
+        self.engine.prefixes.put(adapter, tokens, _Known(self._cache.kv[:, row, :, : len(tokens)].copy(), hidden.copy()))
 
     def _chunks(self) -> None:
         for index, row in enumerate(self._rows):
@@ -355,9 +280,9 @@ class Engine:
         walk = row.walk
         while not walk.finished and not row.pending:
             ids = walk.wants
-            logits = np.asarray(self.model.output[ids], np.float32) @ hidden
+            logits = np.asarray(self._model.output[ids], np.float32) @ hidden
             if walk.whole:
-                best, values = self.model.best(hidden[None])
+                best, values = self._model.best(hidden[None])
                 ids, logits = np.concatenate([best[0], ids]), np.concatenate([values[0], logits])
             row.pending = list(walk.take(ids, logits))
         if walk.finished:

@@ -114,3 +114,19 @@ def test_one_that_does_not_fit_fails_alone_and_close_cancels(engine: Engine) -> 
     engine.close()
     with pytest.raises(ModelError, match="closed"):
         ask(engine, 2)
+
+
+def test_two_lanes_write_what_one_writes(model: Model, adapter: adapters.Adapter) -> None:
+    pair = Model(model.folder, threads=2)
+    assert (model.lanes, pair.lanes) == (1, 2)
+    found = []
+    for each in (model, pair):
+        engine = Engine(each, rows=5)
+        try:
+            asked = [ask(engine, seed, adapter if seed % 2 else None, about=f"kind {seed % 3}") for seed in range(12)]
+            found.append([future.result(60) for future in asked])
+            assert engine.queued == 0 and engine.counters.mails == 12
+            assert engine.counters.tokens == sum(one.tokens for one in found[-1])
+        finally:
+            engine.close()
+    assert found[0] == found[1]

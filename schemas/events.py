@@ -67,7 +67,7 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     quantity: float | None = None
 
 
-class Properties(msgspec.Struct, frozen=True, omit_defaults=True):
+class Properties(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The properties that are understood, of every understood event; absent text is "", absent numbers are None.
 
     Money is in the currency's main unit. ``old_price`` belongs to ``Price
@@ -101,7 +101,7 @@ class Properties(msgspec.Struct, frozen=True, omit_defaults=True):
     simulated: bool = False
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One accepted event. ``kind`` is one of ``KINDS``; ``at`` is seconds since the epoch; ``traits`` only on ``identify``."""
 
     customer: str
@@ -122,11 +122,11 @@ class Dead(msgspec.Struct, frozen=True):
     detail: str
 
 
-class _Context(msgspec.Struct):
+class _Context(msgspec.Struct, gc=False):
     traits: dict[str, Any] | None = None
 
 
-class _Wire(msgspec.Struct):
+class _Wire(msgspec.Struct, gc=False):
     type: str | None = None
     event: str | None = None
     userId: str | None = None

@@ -19,6 +19,7 @@ import msgspec
 
 from schemas.config import KafkaSettings, Settings
 from schemas.mail import Facts, Intent, Source, iso
+from streams import garbage
 from streams.intake import Intake, run
 
 WIDTH = 24  # floats of a customer's state
@@ -77,6 +78,7 @@ async def measure(settings: Settings, count: int) -> float:
 
 def main() -> None:
     bootstrap, prefix, partitions, count, home = sys.argv[1:]
+    garbage.settle()  # as a worker does
     kafka = KafkaSettings(bootstrap=bootstrap, prefix=prefix, partitions=int(partitions))
     seconds = asyncio.run(measure(msgspec.structs.replace(Settings(), home=home, kafka=kafka), int(count)))
     sys.__stdout__.write(json.dumps({"seconds": seconds, "events": int(count), "rss": 1024 * getrusage(RUSAGE_SELF).ru_maxrss}) + "\n")

@@ -20,10 +20,12 @@ from collections.abc import Callable
 from aiokafka import AIOKafkaProducer
 
 from schemas.mail import Watermark, encode
+from streams.cache import StateCache
 from streams.outbox import Outbox, acknowledged
 from streams.schedule import Schedule
 from streams.store import CLOCK, Clock, Store
 
+CACHED = 8 << 20  # bytes of states kept at hand: some 10,000 customers with a year behind them
 IN_FLIGHT = 4  # flushes; with one the partition waits for the broker instead of computing
 WATERMARK_EVERY = 0.1  # seconds; the sender waits for them
 
@@ -47,6 +49,7 @@ class Partition:
         self.safe = self.clock
         self._changelog, self._gate, self._producer, self._log, self._fail = changelog, gate, producer, log, fail
         self._overlay: dict[str, bytes] = {}  # computed, not yet in the store
+        self._cache = StateCache(CACHED)  # what the store has, unless the overlay has a newer one
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._last: asyncio.Task[None] | None = None
         self._flights = 0
@@ -56,9 +59,16 @@ class Partition:
 
     def states(self, customers: list[str]) -> dict[str, bytes]:
         """The newest state of each customer that has one."""
-        asked = [customer for customer in customers if customer not in self._overlay]
-        found = self.store.get_many(asked) if asked else {}
-        found.update((customer, self._overlay[customer]) for customer in customers if customer in self._overlay)
+        found: dict[str, bytes] = {}
+        asked: list[str] = []
+        for customer in customers:
+            state = self._overlay.get(customer) or self._cache.get(customer)
+            if state is None:
+                asked.append(customer)
+            else:
+                found[customer] = state
+        if asked:
+            found.update(self.store.get_many(asked))
         return found
 
     def keep(self, states: dict[str, bytes]) -> None:
@@ -103,6 +113,7 @@ class Partition:
             for customer, state in states.items():
                 if self._overlay.get(customer) is state:
                     del self._overlay[customer]
+                    self._cache.put(customer, state)
             self.safe = clock
             done()
         except Exception as error:

@@ -44,6 +44,7 @@ STATE = (
 )
 OPEN_AT_MOST = 64  # intents without an outcome before the replay waits: rows stay full, mails belong to their day, templates stay unused
 ENOUGH_TO_LEARN, REFIT_PATIENCE = 12, 400.0  # sent mails of a cluster from which its refit is waited for, and for how many seconds
+LAST, UNHURRIED = 1 / 3, 1.0  # of the days: each takes so many seconds until a release is out, so that mail flows while it comes, and after
 SAID_EVERY = 15.0  # seconds between lines of progress where no terminal shows bars
 PATIENCE = 300.0  # seconds without any progress after which the demo gives up and says where it hangs
 
@@ -158,24 +159,31 @@ async def _drive(
             gauge.check(lag, seen.open_intents, len(seen.outcomes))
             await asyncio.sleep(0.02)
 
+    def learnable() -> bool:
+        """A very short replay has too few examples for any refit."""
+        taught = Counter(mail.cluster for mail in list(seen.outcomes.values()) if mail.status == "sent" and mail.cluster)
+        return max(taught.values(), default=0) >= ENOUGH_TO_LEARN
+
+    async def released(within: float) -> None:
+        last = time.monotonic() + within
+        while not seen.releases and time.monotonic() < last and learnable():
+            supervisor.tick()
+            show()
+            await asyncio.sleep(0.05)
+
     async def gate(_day: float) -> None:
         await until(lambda waiting: waiting <= OPEN_AT_MOST)
         gauge.measure()
         progress.advance(days_bar)
+        if progress.tasks[days_bar].completed > (1 - LAST) * days:
+            await released(UNHURRIED)
 
     # Nobody real reads these mails: without answers there would be nothing to learn from.
     with Readers(settings) as readers:
         published = await replay(settings, "complete-journey", days, customers, gate=gate, readers=readers)
     await until(lambda waiting: waiting == 0)
     progress.update(days_bar, completed=days)
-    # A short replay ends before the first refit does; a very short one has too few examples for any.
-    taught = Counter(mail.cluster for mail in list(seen.outcomes.values()) if mail.status == "sent" and mail.cluster)
-    learnable = max(taught.values(), default=0) >= ENOUGH_TO_LEARN
-    last = time.monotonic() + (REFIT_PATIENCE if learnable else 0.0)
-    while not seen.releases and time.monotonic() < last:
-        supervisor.tick()
-        show()
-        await asyncio.sleep(0.2)
+    await released(REFIT_PATIENCE)  # a short replay ends before the first refit does
     await until(lambda waiting: waiting == 0)
     show()
     gauge.measure()

@@ -44,7 +44,7 @@ STATE = (
 )
 OPEN_AT_MOST = 64  # intents without an outcome before the replay waits: rows stay full, mails belong to their day, templates stay unused
 ENOUGH_TO_LEARN, REFIT_PATIENCE = 12, 400.0  # sent mails of a cluster from which its refit is waited for, and for how many seconds
-LAST, UNHURRIED = 1 / 3, 1.0  # of the days: each takes so many seconds until a release is out, so that mail flows while it comes, and after
+LAST, UNHURRIED = 1 / 2, 1.5  # of the days: each takes so many seconds until a release is out, so that mail flows while it comes, and after
 SAID_EVERY = 15.0  # seconds between lines of progress where no terminal shows bars
 PATIENCE = 300.0  # seconds without any progress after which the demo gives up and says where it hangs
 

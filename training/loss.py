@@ -80,8 +80,11 @@ def embed(model: Any, batch: Batch) -> torch.Tensor:
     return found
 
 
-def losses(model: Any, coded: Sequence[Coded], batch: int = 8, epsilon: float = 0.0) -> list[float]:
-    """Mean nats a token of each example's text; ``epsilon`` > 0: with the embeddings moved that far against the model (one FGM step)."""
+def losses(model: Any, coded: Sequence[Coded], batch: int = 2, epsilon: float = 0.0) -> list[float]:
+    """Mean nats a token of each example's text; ``epsilon`` > 0: with the embeddings moved that far against the model (one FGM step).
+
+    ``batch`` examples at a time: eight need half a GB more for the vocabulary's logits, and no second less on a CPU.
+    """
     found: list[float] = []
     model.eval()
     for at in range(0, len(coded), batch):

@@ -28,7 +28,7 @@ from models.writer.decoder import Cache, Model
 from schemas.errors import ModelError
 
 CHUNK = 6  # forced tokens from which one chunk of a row (about 6 + 0.5 n ms) beats n shared steps
-POLITE = 2  # niceness: a release, a timer or a mail to send need a core for milliseconds and should not wait for a run's end
+POLITE = 5  # niceness: a release, a timer or a mail to send need a core for milliseconds and should not wait for a run's end
 PREFIXES = 48  # beginnings of mails whose KV is kept, some 1-2 MB each, for the next mail that begins the same way
 
 

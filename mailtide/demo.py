@@ -44,7 +44,10 @@ STATE = (
 )
 OPEN_AT_MOST = 64  # intents without an outcome before the replay waits: rows stay full, mails belong to their day, templates stay unused
 ENOUGH_TO_LEARN, REFIT_PATIENCE = 12, 400.0  # sent mails of a cluster from which its refit is waited for, and for how many seconds
-LAST, UNHURRIED = 1 / 2, 1.5  # of the days: each takes so many seconds until a release is out, so that mail flows while it comes, and after
+UNHURRIED_FROM, A_DAY = (
+    1 / 2,
+    1.5,
+)  # of the replay on, a day takes so many seconds until a release is out: mail flows while it comes, and after
 SAID_EVERY = 15.0  # seconds between lines of progress where no terminal shows bars
 PATIENCE = 300.0  # seconds without any progress after which the demo gives up and says where it hangs
 
@@ -175,8 +178,8 @@ async def _drive(
         await until(lambda waiting: waiting <= OPEN_AT_MOST)
         gauge.measure()
         progress.advance(days_bar)
-        if progress.tasks[days_bar].completed > (1 - LAST) * days:
-            await released(UNHURRIED)
+        if progress.tasks[days_bar].completed > UNHURRIED_FROM * days:
+            await released(A_DAY)
 
     # Nobody real reads these mails: without answers there would be nothing to learn from.
     with Readers(settings) as readers:

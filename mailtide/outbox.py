@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import threading
+from email.parser import BytesHeaderParser
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from schemas.config import Settings
 from schemas.errors import SettingsError
 
 MOST_BYTES = 10 << 20  # of one mail
-_ID = re.compile(rb"^message-id:\s*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)  # a whole parser costs more than the rest of a mail here
 _UNSAFE = re.compile(r"[^A-Za-z0-9@._+=-]")
 
 
@@ -38,8 +38,7 @@ class Keeper:
 
 def keep(folder: Path, content: bytes) -> Path:
     """Write one mail under its Message-ID, whole or not at all; a second with the same id gets ``.2``: nothing is overwritten."""
-    named = _ID.search(re.split(rb"\r?\n\r?\n", content, maxsplit=1)[0])
-    given = named[1].decode("ascii", "replace") if named else ""
+    given = str(BytesHeaderParser().parsebytes(content).get("Message-ID", ""))
     stem = _UNSAFE.sub("_", given.strip().strip("<>")).lstrip(".")[:200] or "no-message-id"
     draft = folder / f".{os.getpid()}.{threading.get_ident()}.new"
     draft.write_bytes(content)

@@ -80,3 +80,5 @@ def test_it_starts_again_on_the_port_it_had(tmp_path: Path) -> None:
     send(second.port, "1@shop.example.com")
     second.stop()
     second.stop()  # twice is once
+    assert second.port == first.port
+    assert [file.name for file in second.folder.glob("*.eml")] == ["1@shop.example.com.eml"]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
+from aiokafka.errors import IllegalOperation, ProducerFenced
 
 from streams.fenced import Fenced
+from streams.outbox import Outbox
 
 
 class Producer:
@@ -76,3 +80,37 @@ async def test_whoever_is_cancelled_takes_nobody_along() -> None:
     producer.open.set()
     await follower
     assert producer.written == [[b"1"], [b"2", b"3"]]
+
+
+class Overtaken:
+    """As aiokafka does when another fences this producer between two sends: it tells why only to the first one's future."""
+
+    def __init__(self) -> None:
+        self.first: asyncio.Future[None] | None = None
+
+    async def send(self, *_: object, **__: object) -> asyncio.Future[None]:
+        if self.first is not None:
+            self.first.set_exception(ProducerFenced())
+            raise IllegalOperation("Can't send messages while not in transaction")
+        self.first = asyncio.get_running_loop().create_future()
+        return self.first
+
+    send_batch = send
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        yield
+
+    def create_batch(self) -> MagicMock:
+        return MagicMock()
+
+
+async def test_who_is_fenced_between_two_sends_is_told_so() -> None:
+    fenced = Fenced(Overtaken(), 3)
+    with pytest.raises(ProducerFenced):
+        await fenced.write([record(b"1"), record(b"2")])
+    box = Outbox(cast(Any, Overtaken()))
+    box.add("t", 0, b"k", b"1")
+    box.add("t", 1, b"k", b"2")
+    with pytest.raises(ProducerFenced):
+        await box.send()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 
@@ -11,6 +14,7 @@ import pytest
 from models.phrasebook.book import Book
 from models.prompt import Prompt, render, shared
 from models.writer import Cache, Engine, Free, Guided, Model, Request, Written, adapters, prepare
+from models.writer.engine import POLITE
 from schemas.errors import ModelError
 from tests.tiny_model import lora, tiny
 
@@ -114,6 +118,22 @@ def test_one_that_does_not_fit_fails_alone_and_close_cancels(engine: Engine) -> 
     engine.close()
     with pytest.raises(ModelError, match="closed"):
         ask(engine, 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone gives a thread a priority of its own")
+def test_lanes_are_polite_and_no_less_so_than_their_process(model: Model) -> None:
+    def lanes() -> list[int]:
+        return [thread.native_id or 0 for thread in threading.enumerate() if thread.name == "writer-engine"]
+
+    before = lanes()
+    engine = Engine(model, rows=1)
+    try:
+        ask(engine, 1).result(60)
+        (lane,) = set(lanes()) - set(before)
+        ours = os.getpriority(os.PRIO_PROCESS, os.getpid())
+        assert os.getpriority(os.PRIO_PROCESS, lane) == max(ours, POLITE)
+    finally:
+        engine.close()
 
 
 def test_two_lanes_write_what_one_writes(model: Model, adapter: adapters.Adapter) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.odds import MOST, ClauseOdds, odds_of
+from models.odds import MOST, REWARD_A_NAT, ClauseOdds, odds_of
 from models.phrasebook.book import Book
 from models.style import styles_of
 from models.tone import ToneBandit, draw_tone
@@ -62,7 +62,7 @@ def test_draws_agree_with_the_posterior() -> None:
         learned.learn(context, clauses, reward)
     draws = learned.draws(np.random.default_rng(1), 4000)
     column = learned.columns("welcome/warm", ["b1"])[1]
-    mean = float(draws[:, column].mean()) / 0.04
+    mean = float(draws[:, column].mean()) / REWARD_A_NAT
     assert mean == pytest.approx(learned.odds()["b1"], abs=0.3)
 
 

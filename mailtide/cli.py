@@ -327,9 +327,10 @@ def _releases(found: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         _print(found)
         return
-    table = Table("cluster", "release", "epoch", "parent", "examples", "at")
+    table = Table("cluster", "release", "epoch", "parent", "examples", "clauses with newer odds", "at")
     for one in found:
-        table.add_row(one["cluster"], one["release_id"], str(one["epoch"]), one["parent"] or "", str(one["examples"]), one["at"])
+        row = (one["cluster"], one["release_id"], one["epoch"], one["parent"] or "", one["examples"], one["odds"] or "", one["at"])
+        table.add_row(*map(str, row))
     Console().print(table)
 
 

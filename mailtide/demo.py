@@ -197,6 +197,8 @@ def _summary(settings: Settings, follower: Follower, gauge: Gauge, published: Su
     seen = follower.seen
     intents, outcomes = seen.by_trigger()
     clusters = seen.snapshot.clusters if seen.snapshot else ()
+    # One that was promoted, or got newer odds, came again.
+    newest = {(release.cluster, release.release_id): release for release in seen.releases}
     return {
         "events": published.events,
         "customers": published.customers,
@@ -207,7 +209,7 @@ def _summary(settings: Settings, follower: Follower, gauge: Gauge, published: Su
         "template_share": round(seen.origin_share("template"), 4),
         "pool_share": round(seen.origin_share("pool"), 4),
         "generated_share": round(seen.origin_share("generated"), 4),
-        "releases": [msgspec.to_builtins(release) for release in seen.releases],
+        "releases": [msgspec.to_builtins(release) for release in newest.values()],
         "tokens_per_second": round(_tokens_per_second(Path(settings.home)), 1),
         "seconds": round(seconds, 1),
         "peak_memory_bytes": gauge.peak_bytes,

@@ -16,6 +16,7 @@ from mailtide.up import signals
 from schemas.config import Settings
 from schemas.errors import MailtideError
 from schemas.mail import iso
+from schemas.release import Release
 
 DEMO_FITS = 1  # clusters that the demo refits while its mail flows
 DEMO_POLITENESS = 3  # nice; any more, and the release comes when all mail is out
@@ -88,7 +89,7 @@ def listing(settings: Settings) -> list[dict[str, Any]]:
     from training.releases import serving
 
     with broker.reading(settings) as ready:
-        return [msgspec.to_builtins(release) for _, release in sorted(serving(ready).items())]
+        return [_told(release) for _, release in sorted(serving(ready).items())]
 
 
 def show(settings: Settings, cluster: str) -> list[dict[str, Any]]:
@@ -99,7 +100,7 @@ def show(settings: Settings, cluster: str) -> list[dict[str, Any]]:
         found = history(ready).get(cluster)
     if not found:
         raise MailtideError(f"no release of cluster {cluster!r}; see `mailtide release list`")
-    return [msgspec.to_builtins(release) for release in found]
+    return [_told(release) for release in found]
 
 
 def rollback(settings: Settings, cluster: str) -> dict[str, Any]:
@@ -115,4 +116,9 @@ def rollback(settings: Settings, cluster: str) -> dict[str, Any]:
             raise MailtideError(f"cluster {cluster!r} is back at the base already; there is nothing before it")
         again = reverted(bad, iso(time.time()), "asked for on the command line")
         publish(ready, again)
-    return dict(msgspec.to_builtins(again))
+    return _told(again)
+
+
+def _told(release: Release) -> dict[str, Any]:
+    """As on the topic; of the odds, which a thousand clauses may have, their number alone."""
+    return msgspec.to_builtins(release) | {"odds": len(release.odds)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from models.prompt import Prompt
@@ -117,7 +118,7 @@ class Pool:
         lacking = [(shelf.asked, key) for key, shelf in self._shelves.items() if shelf.asked > 1 and shelf.offered < self.goal]
         return max(lacking, key=lambda pair: pair[0])[1] if lacking else None
 
-    def keep_releases(self, serving: set[str]) -> int:
+    def keep_releases(self, serving: Collection[str]) -> int:
         """Drop shelves of releases that serve no more; how many went."""
         old = [key for key in self._shelves if key[1] not in serving]
         for key in old:

@@ -106,6 +106,7 @@ class TrainingSettings(Section, frozen=True):
 
     interval: Time = 3600.0  # between scheduled refits
     min_examples: Count = 64  # new ones that make a refit worth while
+    odds_examples: Count = 100  # new ones after which a serving release gets newer odds of its clauses, without a refit
     artifacts: str = ""  # fsspec URL; empty = <home>/artifacts
     rank: Count = 8  # of the adapter
     learning_rate: Annotated[float, Meta(gt=0.0)] = 1e-3  # of the fit

@@ -61,6 +61,7 @@ class Release(msgspec.Struct, frozen=True):
     why: str = ""  # of a rollback: the figure that worsened, or who asked
     inherited_from: str | None = None  # the cluster that this one split from
     before: tuple[Ancestor, ...] = ()  # the releases to go back to, newest first
+    odds: dict[str, float] = {}  # nats by clause id, newer than those in the artifact; empty = the artifact's own
 
     def ancestor(self) -> Ancestor:
         """What a later release remembers of it."""

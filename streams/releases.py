@@ -2,7 +2,8 @@
 
 A mail that is being written keeps the adapter it began with; the next one of
 its cluster gets the new one. A record of an older epoch, another base or a torn
-file changes nothing: what served goes on.
+file changes nothing: what served goes on. A record may bring newer odds of
+clauses for the adapter that serves: then no file is read.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import contextlib
 import hashlib
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import fsspec
 import msgspec
 
+from models.odds import checked
 from models.writer import adapters
 from models.writer.adapters import Adapter
 from models.writer.base import Shape
@@ -56,9 +58,12 @@ class Releases:
         draw = int.from_bytes(hashlib.blake2b((name + intent_id).encode(), digest_size=8).digest(), "big") / 2**64
         return (name, found.adapter) if draw < found.release.share else found.before
 
-    def serving(self) -> set[str]:
-        """Ids of all releases that an intent may get."""
-        return {BASE} | {name for one in list(self._serving.values()) for name in (one.release.release_id, one.before[0])}
+    def serving(self) -> dict[str, Adapter | None]:
+        """All releases that an intent may get, by id."""
+        found: dict[str, Adapter | None] = {BASE: None}
+        for one in list(self._serving.values()):
+            found |= {one.before[0]: one.before[1], one.release.release_id: one.adapter}
+        return found
 
     def apply(self, record: bytes) -> bool:
         """Take one record of the topic; True where it serves from now on. Refusals are logged.
@@ -79,7 +84,7 @@ class Releases:
             )
             return False
         try:
-            adapter = self._load(release.ancestor())
+            adapter = self._adapter(release, known)
         except ArtifactError as error:
             self.refused += 1
             log.warning("release %s of cluster %s refused: %s", release.release_id, release.cluster, error)
@@ -89,9 +94,20 @@ class Releases:
         self._keep()
         return True
 
+    def _adapter(self, release: Release, known: Serving | None) -> Adapter | None:
+        """The record's artifact, which may be the one that serves, leaning as the record says."""
+        adapter = known.adapter if known and _same_odds_apart(release, known.release) else self._load(release.ancestor())
+        if adapter is None or not release.odds:
+            return adapter
+        try:
+            return replace(adapter, odds=checked(release.odds))
+        except ValueError as error:
+            raise ArtifactError(f"{error}: train it again") from error
+
     def _fall_back(self, refused: Release) -> bool:
-        """After a restart compaction has left the bad record alone: the newest ancestor that is whole serves on."""
-        for old in refused.before:
+        """After a restart compaction has left the bad record alone: the newest whole ancestor serves on, or itself without its bad odds."""
+        own = (refused.ancestor(),) if refused.odds and refused.share >= 1.0 else ()
+        for old in (*own, *refused.before):
             try:
                 adapter = self._load(old)
             except ArtifactError:
@@ -107,6 +123,8 @@ class Releases:
         """What serves beside a canary: its parent, in hand or (after a restart) fetched again, else the base alone."""
         if known is not None and known.release.release_id == release.parent:
             return known.release.release_id, known.adapter
+        if known is not None and known.release.release_id == release.release_id and known.release.share < 1.0:  # newer odds alone
+            return known.before
         parent = next(iter(release.before), None)
         if parent is None:
             return BASE, None
@@ -161,3 +179,8 @@ class Releases:
                 with contextlib.suppress(OSError):  # the folder itself may be what can't be made
                     beside.unlink(missing_ok=True)
                 log.warning("%s: can't be kept (%s), it is fetched again at the next start: make room", file, error.strerror)
+
+
+def _same_odds_apart(release: Release, serving: Release) -> bool:
+    """Whether the adapter in hand will do; one that leans by a record's odds has forgotten its file's own."""
+    return (release.sha256, release.base_sha256) == (serving.sha256, serving.base_sha256) and bool(release.odds or not serving.odds)

@@ -140,9 +140,9 @@ class Desk:
     async def released(self, value: bytes) -> None:
         """A record of ``model.releases``: from the next mail on. Mails go on while it loads."""
         if await asyncio.to_thread(self.releases.apply, value):
-            self.pool.keep_releases(self.releases.serving())
-            for key in [key for key in self._asked if key[1] not in self.releases.serving()]:
-                del self._asked[key]
+            serving = self.releases.serving()
+            self.pool.keep_releases(serving.keys())
+            self._asked = OrderedDict((key, serving[key[1]]) for key in self._asked if key[1] in serving)
 
     # -- what goes out ------------------------------------------------------------------------------
 

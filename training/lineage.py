@@ -1,4 +1,4 @@
-"""One release from another: its successor, the end of its canary, the way back, and what a split cluster inherits. Pure."""
+"""One release from another: its successor, the end of its canary, newer odds, the way back, and what a split cluster inherits. Pure."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def successor(
 def promoted(release: Release, at: str) -> Release:
     """A canary that did no harm serves everybody."""
     return msgspec.structs.replace(release, epoch=release.epoch + 1, share=1.0, at=at)
+
+
+def leaning(release: Release, odds: Mapping[str, float], at: str) -> Release:
+    """The same release with newer odds of its clauses. A canary's time runs on."""
+    return msgspec.structs.replace(release, epoch=release.epoch + 1, odds=dict(odds), at=at if release.share >= 1.0 else release.at)
 
 
 def reverted(release: Release, at: str, why: str) -> Release:
@@ -78,6 +83,7 @@ def inherited(snapshot: Snapshot, serving: Mapping[str, Release], at: str) -> li
                     rank=old.rank,
                     at=at,
                     inherited_from=parent.cluster,
+                    odds=whole.odds if whole else {},
                 )
             )
     return found

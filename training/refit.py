@@ -17,7 +17,6 @@ from safetensors.torch import save as save_tensors
 from tokenizers import Tokenizer
 from torch.utils.tensorboard import SummaryWriter
 
-from models.odds import odds_of
 from models.style import styles_of
 from models.writer import base as writer_base
 from schemas.config import Settings, TrainingSettings
@@ -30,6 +29,7 @@ from training.evaluate import SCORED, Judge
 from training.examples import Row
 from training.fit import Fitted, Recipe, fit, load_base, with_adapter
 from training.gate import Judgement, judge
+from training.leanings import odds_from
 from training.lineage import successor
 from training.loss import code, losses
 
@@ -163,8 +163,7 @@ class Refit:
         """The adapter, and beside it what feedback says of each clause: both serve or neither does."""
         rank = self.settings.training.rank
         metadata = {"base_sha256": bench.sha256, "rank": str(rank), "alpha": str(2 * rank), "cluster": self.cluster}
-        told = ((f"{row.trigger}/{row.tone}", row.clauses.split(), row.reward) for row in found)
-        metadata["odds"] = json.dumps(odds_of(told, styles_of(bench.judge.book)))
+        metadata["odds"] = json.dumps(odds_from(found, styles_of(bench.judge.book)))
         data: bytes = save_tensors({name: tensor.contiguous() for name, tensor in fitted.tensors.items()}, metadata)
         return data
 

@@ -1,6 +1,7 @@
 """The training service: examples in, a refit for each cluster that is due, the gate, a release for what passes.
 
-It also looks after what serves: canaries are promoted, harm is rolled back, clusters that split inherit.
+It also looks after what serves: canaries are promoted, harm is rolled back, clusters that split inherit,
+and between refits the odds of clauses are counted anew.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from training import releases
 from training.evaluate import Judge
 from training.examples import Row, follow, read_to, rows
 from training.gate import Judgement
-from training.lineage import inherited, promoted, reverted
+from training.leanings import Leanings
+from training.lineage import inherited, leaning, promoted, reverted
 from training.membership import Membership
 from training.plan import FEWEST
 from training.refit import Bench, Refit, Step, open_bench
@@ -55,6 +57,7 @@ class Trainer:
         self.threads = 2 if cores > 2 else 1  # the others write mail
         self.watch = Watch(settings)
         self.tones = Tones(settings)
+        self.leanings = Leanings(settings.training.odds_examples)
         self.membership: Membership | None = None
         self._probed: dict[str, int] = {}
         self._examples: dict[str, list[Row]] | None = None
@@ -114,6 +117,7 @@ class Trainer:
         ours = {cluster: found for cluster, found in self.examples().items() if self.owns(cluster)}
         if news:
             self.tones.publish(ours)
+        self.lean(ours)
         return ours
 
     @property
@@ -239,6 +243,16 @@ class Trainer:
             for release in inherited(self.watch.snapshot, self.watch.serving, iso(time.time())):
                 if self.owns(release.cluster):
                     self.publish(release)
+
+    def lean(self, found: Mapping[str, list[Row]]) -> None:
+        """Newer odds for each release whose cluster has enough new examples: no fit, and the same release."""
+        for cluster, each in found.items():
+            release = self.watch.serving.get(cluster)
+            odds = self.leanings.news(release, each) if release is not None else {}
+            if release is not None and odds:
+                self.watch.catch_up()
+                if self.watch.serving[cluster] is release:  # neither rolled back nor followed by another meanwhile
+                    self.publish(leaning(release, odds, iso(time.time())))
 
     def look_after(self) -> None:
         """Back with a release that does harm; on with a canary that did none."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.odds import MOST
+from models.odds import checked
 from models.writer.base import Shape, Weights, parse_safetensors
 from models.writer.graph import GROUPS, wide
 from schemas.errors import ArtifactError
@@ -50,7 +50,7 @@ def parse(data: bytes, sha256: str, file: Path, shape: Shape, base_sha256: str, 
     try:
         tensors, meta = parse_safetensors(data, file)
         theirs, alpha = int(meta["rank"]), float(meta["alpha"])
-        odds = _odds(meta)
+        odds = checked(json.loads(meta.get("odds", "{}")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{file}: not a whole LoRA file ({error}): publish it again") from error
     if meta.get("base_sha256") != base_sha256:
@@ -61,14 +61,6 @@ def parse(data: bytes, sha256: str, file: Path, shape: Shape, base_sha256: str, 
         raise ArtifactError(f"{file}: rank {theirs}, the writer's graph has room for {rank}: set training.rank to {theirs} for both")
     _check(file, tensors, shape, theirs)
     return replace(_fuse(sha256, tensors, shape, theirs, alpha / theirs, rank), odds=odds)
-
-
-def _odds(meta: Mapping[str, str]) -> dict[str, float]:
-    """Raises ValueError for what are no odds."""
-    found = {str(name): float(value) for name, value in json.loads(meta.get("odds", "{}")).items()}
-    if not all(abs(value) <= MOST for value in found.values()):
-        raise ValueError(f"odds of more than {MOST} nats, or none at all")
-    return found
 
 
 def _check(file: Path, tensors: Weights, shape: Shape, rank: int) -> None:

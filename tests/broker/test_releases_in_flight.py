@@ -57,7 +57,7 @@ async def test_twenty_releases_publish_while_two_hundred_mails_are_in_flight(
 
     def noting(self: Releases, cluster: str, intent_id: str) -> tuple[str, Adapter | None]:
         found = choose(self, cluster, intent_id)
-        began[intent_id] = (found[0], self.serving())
+        began[intent_id] = (found[0], set(self.serving()))
         return found
 
     monkeypatch.setattr(Releases, "choose", noting)

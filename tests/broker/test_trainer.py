@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,20 @@ from kafka.errors import KafkaError
 
 from mailtide.settings import problems_and_settings
 from mailtide.training import rollback
+from models.phrasebook.book import Book
+from models.writer.base import load
 from schemas.config import Settings
 from schemas.errors import MailtideError
 from schemas.learning import Vector
-from schemas.mail import Delivery, Feedback, encode, iso
+from schemas.mail import Choice, Delivery, Feedback, encode, iso
 from schemas.release import Cluster, Release, Snapshot
 from schemas.topics import CLUSTERS, DELIVERIES, FEEDBACK, VECTORS
+from streams.releases import Releases
 from tests.broker.trainers import environment, teach, tuned
+from tests.tiny_model import lora, tiny
 from training import artifacts, releases
-from training.lineage import successor
+from training.examples import Row, follow, rows
+from training.lineage import reverted, successor
 from training.search import best_settings
 from training.service import Trainer
 
@@ -167,6 +172,53 @@ def test_a_canary_is_promoted_or_goes_back_by_what_its_mails_brought(settings: S
     for cluster in ("c1", "c9"):
         with pytest.raises(MailtideError, match=r"nothing before it|no release"):
             rollback(ready, cluster)
+
+
+def test_newer_examples_lean_the_release_that_serves(settings: Settings, tmp_path: Path) -> None:
+    ready = tuned(settings, min_examples=1000, odds_examples=20)
+    base = load(tiny(), house=None)
+    url, digest = artifacts.put(ready, lora(tmp_path / "one.safetensors", base.sha256).read_bytes())
+    one = successor(None, "c1", url, digest, base.sha256, 4, iso(time.time()))
+    releases.publish(ready, one)
+    subjects = [clause.id for clause in Book.load().clauses("welcome", "subject", "warm")[:2]]
+    said = tuple(Choice("subject", name, 0.5) for name in subjects)
+    writing = Releases(ready, base.shape, base.sha256, 4)
+
+    def served() -> Mapping[str, float]:
+        for record in releases.history(ready)["c1"][-1:]:
+            writing.apply(encode(record))
+        name, adapter = writing.choose("c1", "i")
+        assert name == one.release_id and adapter is not None
+        return adapter.odds
+
+    with trainer(ready) as watching:
+        teach(ready, "c1", 19, choices=said)
+        watching.look()
+        assert served() == {} and watching.watch.serving["c1"] == one
+        teach(ready, "c1", 1, start=19, choices=said)
+        # Every mail with the first subject was clicked.
+        put(ready, FEEDBACK, *(Feedback(f"c1-{n}", f"c1 {n}", "clicked", iso(1e9 + n + 60)) for n in range(0, 20, 2)))
+        watching.look()
+        first = served()
+        assert first[subjects[0]] > 1.0 > first.get(subjects[1], 0.0)
+        newer = watching.watch.serving["c1"]
+        assert newer == msgspec.structs.replace(one, epoch=2, at=newer.at, odds=first)
+        watching.look()
+        assert watching.watch.serving["c1"] == newer
+        # Taken back by another process, between two looks of this one: newer odds must not bring it on again.
+        back = reverted(newer, iso(time.time()), "asked for on the command line")
+        releases.publish(ready, back)
+        teach(ready, "c1", 20, start=20, choices=said)
+        found = {"c1": mails_of(watching, ready)}
+        watching.lean(found)
+        assert releases.serving(ready)["c1"] == watching.watch.serving["c1"] == back
+
+
+def mails_of(watching: Trainer, settings: Settings) -> list[Row]:
+    """What is on the topic now, without a look at what serves."""
+    folder = watching.folder / "examples"
+    follow(settings, folder)
+    return rows(settings, folder)["c1"]
 
 
 def test_a_search_prints_settings_that_settings_take(settings: Settings, tmp_path: Path) -> None:

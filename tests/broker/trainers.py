@@ -15,7 +15,7 @@ from mailtide import settings as reading
 from models.phrasebook.book import Book
 from models.phrasebook.sample import drafts
 from schemas.config import Settings
-from schemas.mail import Example, encode, iso
+from schemas.mail import Choice, Example, encode, iso
 from schemas.topics import EXAMPLES
 from tests.tiny_model import tiny
 
@@ -46,15 +46,16 @@ def environment(settings: Settings) -> dict[str, str]:
     return os.environ | found
 
 
-def teach(settings: Settings, cluster: str, count: int, start: int = 0) -> None:
-    """Put mails of the phrase book on the topic, as if they had been sent."""
+def teach(settings: Settings, cluster: str, count: int, start: int = 0, choices: tuple[Choice, ...] = ()) -> None:
+    """Put mails of the phrase book on the topic, as if they had been sent. ``choices``: one for each by turns."""
     book = Book.load()
     texts = drafts(book, "welcome", "warm", count, seed=start)
     producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap)
     for n, text in enumerate(texts, start):
         prompt = "Trigger: welcome, warm\nCustomer: not known yet\nGoods: general\nSituation: none\n\n"
+        said = choices[n % len(choices) :][:1] if choices else ()
         example = Example(
-            f"{cluster}-{n}", cluster, "welcome", prompt, text, (), "base", "generated", "warm", iso(1e9 + n), customer=f"{cluster} {n}"
+            f"{cluster}-{n}", cluster, "welcome", prompt, text, said, "base", "generated", "warm", iso(1e9 + n), customer=f"{cluster} {n}"
         )
         producer.send(settings.kafka.topic(EXAMPLES), encode(example), cluster.encode())
     producer.flush()

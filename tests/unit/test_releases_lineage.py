@@ -9,10 +9,10 @@ import pytest
 from scipy.stats import fisher_exact
 
 from schemas.release import Cluster, Release, Snapshot
-from training.lineage import KEPT, inherited, promoted, reverted, successor
+from training.lineage import KEPT, inherited, leaning, promoted, reverted, successor
 from training.verdict import LEAST, Tally, decide, look, worse
 
-AT = "2026-01-01T00:00:00Z"
+AT, LATER = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
 OLD = Tally(written=2000, refused=4, sent=1900, complained=2, unsubscribed=10)
 
 
@@ -43,6 +43,19 @@ def test_a_canary_goes_back_to_what_served_beside_it_and_is_no_place_to_go_back_
     assert [one.release_id for one in after.before] == [whole.release_id]
     on = promoted(canary, AT)
     assert (on.share, on.epoch, on.release_id, on.before) == (1.0, canary.epoch + 1, canary.release_id, canary.before)
+
+
+def test_newer_odds_are_of_the_same_release_and_end_with_it() -> None:
+    whole = line(2)[-1]
+    newer = leaning(whole, {"x": 1.5}, LATER)
+    assert newer == msgspec.structs.replace(whole, epoch=whole.epoch + 1, odds={"x": 1.5}, at=LATER)
+    canary = leaning(successor(newer, "c1", "/a/3", "3" * 64, "b" * 64, 8, AT, 0.2), {"x": 2.0}, LATER)
+    assert (canary.share, canary.at) == (0.2, AT)  # the time after which it serves all runs on
+    assert promoted(canary, LATER).odds == {"x": 2.0}
+    assert successor(newer, "c1", "/a/3", "3" * 64, "b" * 64, 8, AT).odds == reverted(newer, AT, "").odds == {}
+    clusters = (Cluster("c1", 9, "", (), {}), Cluster("c5", 9, "", (), {}, "c1"))
+    split = Snapshot("s", 1, AT, (), (), (), clusters, 9)
+    assert [inherited(split, {"c1": one}, AT)[0].odds for one in (newer, canary)] == [{"x": 1.5}, {}]
 
 
 def test_a_split_cluster_inherits_and_no_other_does() -> None:

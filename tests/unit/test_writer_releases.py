@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from models.odds import MOST
 from models.writer import Shape, load
 from schemas.config import Settings
 from schemas.release import Release
@@ -55,7 +56,7 @@ def test_the_newest_good_release_serves_and_a_bad_one_changes_nothing(tmp_path: 
         releases.apply(b"no release")
     assert releases.choose("c1", "i") == (name, adapter) and releases.refused == 6
     assert releases.apply(release(two, base[1], 2))
-    assert releases.choose("c1", "i")[0] == "r2" and releases.serving() == {"base", "r2"}
+    assert releases.choose("c1", "i")[0] == "r2" and releases.serving().keys() == {"base", "r2"}
 
 
 def test_a_canary_gets_its_share_and_each_intent_stays_on_its_side(tmp_path: Path, base: tuple[Shape, str]) -> None:
@@ -70,6 +71,59 @@ def test_a_canary_gets_its_share_and_each_intent_stays_on_its_side(tmp_path: Pat
     again.apply(release(two, base[1], 2, share=0.25, parent="r1", before=(old,)))
     assert [again.choose("c1", f"i{n}")[0] for n in range(2000)] == drawn
     assert {again.choose("c1", f"i{n}")[1] is None for n in range(50)} == {False}
+
+
+def test_newer_odds_lean_the_adapter_in_hand_and_bad_ones_change_nothing(
+    tmp_path: Path, base: tuple[Shape, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    releases = made(tmp_path, base)
+    one = lora(tmp_path / "1.safetensors", base[1], odds='{"x": 1.0}')
+    first, digest = release(one, base[1], 1), hashlib.sha256(one.read_bytes()).hexdigest()
+
+    def newer(epoch: int, **odds: float) -> bytes:
+        return msgspec.json.encode(msgspec.structs.replace(msgspec.json.decode(first, type=Release), epoch=epoch, odds=odds))
+
+    assert releases.apply(first)
+    name, began = releases.choose("c1", "i")
+    files = [one, *(tmp_path / "home" / "adapters").iterdir()]
+    for file in files:
+        file.rename(file.with_suffix(".away"))
+    assert releases.apply(newer(2, x=-2.0, y=3.0))  # no file was there to read
+    again, leans = releases.choose("c1", "i")
+    assert again == name == "r1" and began is not None and leans is not None
+    assert (leans.sha256, leans.odds, began.odds) == (digest, {"x": -2.0, "y": 3.0}, {"x": 1.0})
+    assert all(new is old for new, old in zip((*leans.a, *leans.b), (*began.a, *began.b), strict=True))
+    assert releases.serving()["r1"] is leans
+    with caplog.at_level(logging.WARNING, "mailtide.writer"):
+        assert not releases.apply(newer(3, x=MOST * 1.01))
+    assert releases.choose("c1", "i")[1] is leans and releases.refused == 1
+    assert len(caplog.messages) == 1 and "refused: odds of more than" in caplog.messages[0]
+    for file in files:
+        file.with_suffix(".away").rename(file)
+    restarted = made(tmp_path, base)
+    assert restarted.apply(newer(2, x=-2.0, y=3.0))
+    found = restarted.choose("c1", "i")[1]
+    assert found is not None and found.odds == leans.odds
+    assert releases.apply(newer(4))  # back to the file's own
+    own = releases.choose("c1", "i")[1]
+    assert own is not None and own.odds == {"x": 1.0}
+    bad_alone = made(tmp_path, base)  # compaction left nothing else: the file is whole all the same
+    assert bad_alone.apply(newer(3, x=MOST * 1.01))
+    found = bad_alone.choose("c1", "i")[1]
+    assert found is not None and found.odds == {"x": 1.0}
+
+
+def test_a_canary_with_newer_odds_leaves_its_parent_beside_it(tmp_path: Path, base: tuple[Shape, str]) -> None:
+    releases = made(tmp_path, base)
+    one, two = lora(tmp_path / "1.safetensors", base[1], seed=1), lora(tmp_path / "2.safetensors", base[1], seed=2)
+    releases.apply(release(one, base[1], 1))
+    releases.apply(release(two, base[1], 2, share=0.25, parent="r1"))
+    before = [releases.choose("c1", f"i{n}") for n in range(200)]
+    releases.apply(release(two, base[1], 3, release_id="r2", share=0.25, parent="r1", odds={"x": 1.0}))
+    after = [releases.choose("c1", f"i{n}") for n in range(200)]
+    assert [name for name, _ in after] == [name for name, _ in before] and {name for name, _ in after} == {"r1", "r2"}
+    for (name, old), (_, new) in zip(before, after, strict=True):
+        assert (new is old) if name == "r1" else (new is not None and new.odds == {"x": 1.0})
 
 
 @pytest.mark.parametrize("fault", ["missing", "hash", "base", "epoch", "nan", "truncated", "rank"])

@@ -37,9 +37,10 @@ Logits = Callable[[tuple[int, ...]], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One choice: after ``ids[at]`` the model took ``options[taken]``."""
+    """One choice: after ``ids[at]``, with ``move`` moves said, the model took ``options[taken]``."""
 
     at: int
+    move: int
     options: tuple[int, ...]
     taken: int
 
@@ -95,8 +96,9 @@ def walk_again(
     while not walk.finished and not walk.lost:
         options = walk.wants
         said = np.zeros(len(options), np.float32) if logits is None else logits(tuple(ids))
-        at, fed = len(ids) - 1, walk.take(options, said)
-        branches.append(Branch(at, tuple(options.tolist()), walk.taken))
+        at, move = len(ids) - 1, len(walk.written_choices)
+        fed = walk.take(options, said)
+        branches.append(Branch(at, move, tuple(options.tolist()), walk.taken))
         ids += fed
     if walk.lost:
         return None

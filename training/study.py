@@ -24,7 +24,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -35,121 +35,47 @@ from tokenizers import Tokenizer
 
 from models.odds import ClauseOdds, Styles
 from models.phrasebook.book import TONES, Book
-from models.prompt import Prompt, narrow, render
-from models.reader import Taste, chances, met, portrait, respond, taste_of
-from models.slots import ALWAYS
+from models.reader import Taste, chances, met, respond, taste_of
 from models.style import styles_of
 from models.tone import SUCCESS, ToneBandit
 from models.writer import base as writer_base
 from models.writer.automaton import Words
-from training.policy import Course, Kind, School, Tensors, Tree, walk_again
+from training.grounds import Ground, ground_of, shortened
+from training.policy import Course, School, Tensors
 from training.reward import WORTH, reward, weights
 from training.study_report import write
 
-ABOUT = "coupon users, a small basket"  # all clusters are described alike: only feedback can tell their tastes apart
-CONTEXT: tuple[tuple[str, ...], str, tuple[str, ...]] = (("category", "product_1"), "coffee_tea", ("regular",))  # slots, goods, situation
 LEARNED = ("welcome", "replenishment", "win_back")
 HELD_OUT = ("recommendation", "cart_abandoned", "vip_thanks")
 EXPLORE = 0.1  # as settings.writer.explore
-THINK_AGAIN = 100  # sends between two updates of a bandit
+FIRST_REFIT = 100  # sends; the service's comes after training.min_examples, 64
+THINK_AGAIN = 100  # sends between two updates of a bandit or of the odds, as training.odds_examples
 SHRINK = 20.0  # sends' worth of the mean that a mail's own mean reward begins with
 POLICIES = ("adapter", "blend", "plain bandit", "fixed")
 
-
-@dataclass(frozen=True, slots=True)
-class Mail:
-    """One mail that a prompt's tree holds. ``like``: its portrait."""
-
-    clauses: dict[str, str]
-    like: Taste
-
-
-@dataclass(slots=True)
-class Ground:
-    """All mails of one trigger and tone, and the tree of their tokens."""
-
-    trigger: str
-    tone: str
-    prompt: str
-    kind: Kind
-    mails: list[Mail] = field(default_factory=list)
-    tree: Tree = field(default_factory=Tree)
-
-    @property
-    def name(self) -> str:
-        """Context of the regression."""
-        return f"{self.trigger}/{self.tone}"
+Key = tuple[str, str]  # trigger and tone
+Logits = dict[Key, dict[int, NDArray[np.float32]]]
+Pick = Callable[[int], tuple[Key, int]]  # ground and mail of the round's next send
 
 
 @dataclass(slots=True)
 class World:
     """The book, the model and the grounds: what all runs share."""
 
-    book: Book
-    words: Words
     school: School
     course: Course
-    grounds: dict[tuple[str, str], Ground]
+    grounds: dict[Key, Ground]
     styles: Styles
-    base: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
+    base: Logits = field(default_factory=dict)
 
-    def chances(
-        self, keys: Sequence[tuple[str, str]], tensors: Tensors | None, odds: Mapping[str, float], explore: float
-    ) -> dict[tuple[str, str], NDArray[np.float64]]:
-        """Probability of each mail of these grounds, as the writer's walk would choose it."""
-        tables = self.school.logits([self.grounds[key].tree for key in keys], self.course, tensors)
-        return {key: self._of(self.grounds[key], table, odds, explore) for key, table in zip(keys, tables, strict=True)}
+    def logits(self, tensors: Tensors | None) -> Logits:
+        """The model's, for all grounds."""
+        tables = self.school.logits([ground.tree for ground in self.grounds.values()], self.course, tensors)
+        return dict(zip(self.grounds, tables, strict=True))
 
-    def _of(
-        self, ground: Ground, table: Mapping[int, NDArray[np.float32]], odds: Mapping[str, float], explore: float
-    ) -> NDArray[np.float64]:
-        found = []
-        for mail in ground.mails:
-            walked = walk_again(
-                self.words,
-                self.book,
-                ground.prompt,
-                ground.kind,
-                mail.clauses,
-                logits=lambda ids: table[ground.tree.find(ids)],
-                odds=odds,
-                explore=explore,
-                temperature=self.course.temperature,
-            )
-            found.append(float(np.prod([choice.propensity for choice in walked.choices])) if walked else 0.0)
-        whole = np.array(found)
-        return np.asarray(whole / whole.sum())  # propensities are rounded to a millionth
-
-
-def shortened(book: Book, moves: Sequence[str]) -> Book:
-    """The book with these moves alone."""
-    return Book(
-        msgspec.structs.replace(
-            chapter,
-            moves=tuple(move for move in chapter.moves if move in moves),
-            clauses=tuple(clause for clause in chapter.clauses if clause.move in moves),
-            template={move: name for move, name in chapter.template.items() if move in moves},
-        )
-        for chapter in book.chapters.values()
-    )
-
-
-def ground_of(words: Words, book: Book, trigger: str, tone: str) -> Ground:
-    """Every mail that the book holds for one context."""
-    slots, goods, situation = CONTEXT
-    prompt = narrow(Prompt(trigger, tone, "en", ABOUT, goods, situation, slots), book)
-    kind: Kind = (trigger, tone, prompt.slots, prompt.goods, prompt.situation)
-    made = Ground(trigger, tone, render(prompt), kind)
-    have = {*prompt.slots, *ALWAYS}
-    every = {move: book.clauses(trigger, move, tone, have, prompt.goods, prompt.situation) for move in book.moves(trigger)}
-    every = {move: clauses for move, clauses in every.items() if clauses}
-    for chosen in itertools.product(*every.values()):
-        clauses = {move: clause.id for move, clause in zip(every, chosen, strict=True)}
-        walked = walk_again(words, book, made.prompt, kind, clauses)
-        if walked is not None:
-            made.tree.add(walked)
-            made.mails.append(Mail(clauses, portrait(book, trigger, tone, walked.choices)))
-    return made
+    def chances(self, key: Key, logits: Logits, odds: Mapping[str, float], explore: float) -> NDArray[np.float64]:
+        """Probability of each mail of a ground, as the writer's walk would choose it."""
+        return self.grounds[key].chances(logits[key], odds, explore, self.course.temperature)
 
 
 def worth(mail: Taste, taste: Taste) -> float:
@@ -180,86 +106,87 @@ class Run:
     policy: str
     rounds: int
     sends: int
+    sent: Sent = field(default_factory=Sent)
+    tones: ToneBandit = field(default_factory=ToneBandit)
+    told: dict[tuple[Key, int], list[float]] = field(default_factory=lambda: defaultdict(list))  # (ground, mail) -> rewards
 
     def play(self) -> Sent:
         """All rounds."""
-        taste, sent = taste_of(self.cluster, self.seed), Sent()
+        taste = taste_of(self.cluster, self.seed)
         draw = np.random.default_rng(_number(f"{self.seed}/{self.cluster}/{self.policy}"))
-        tones, odds = ToneBandit(), ClauseOdds(self.world.styles if self.policy == "blend" else None)
-        tensors: Tensors | None = None
-        told: dict[tuple[tuple[str, str], int], list[float]] = defaultdict(list)  # (ground, mail) -> rewards
-        best = worth(taste, taste)
-        self._look(sent, taste, tensors, odds, tones)
-        for turn in range(self.rounds):
-            picks = self._picks(tensors, odds, tones, draw, turn)
-            for number in range(self.sends):
-                key, place = next(picks)
-                mail = self.world.grounds[key].mails[place]
-                name = f"{self.cluster}/{self.policy}/{turn}/{number}"
-                kinds = [one.kind for one in respond(mail.like, taste, self.seed, name)]
-                value = reward(kinds)
-                told[key, place].append(value)
-                tones.learn(self.cluster, mail.like.tone, bool(SUCCESS & set(kinds)))
-                odds.learn(self.world.grounds[key].name, mail.clauses.values(), value)
-                sent.in_taste.append(met(mail.like, taste) == 3)
-                sent.regret.append(best - worth(mail.like, taste))
-            if self.policy in ("adapter", "blend"):
-                tensors = self._refit(told, tones, tensors, turn)
-                self._look(sent, taste, tensors, odds, tones)
-        return sent
+        odds = ClauseOdds(self.world.styles if self.policy == "blend" else None)
+        best, logits, tensors = worth(taste, taste), self.world.base, None
+        learns = self.policy in ("adapter", "blend")
+        refits = {FIRST_REFIT, *range(self.sends, self.rounds * self.sends + 1, self.sends)}
+        self._look(taste, logits, odds)
+        for number in range(self.rounds * self.sends):
+            turn, place_in_turn = divmod(number, self.sends)
+            if number % THINK_AGAIN == 0:
+                pick = self._thompson(odds, draw) if self.policy == "plain bandit" else self._lot(logits, odds, draw)
+            key, place = pick(place_in_turn)
+            mail = self.world.grounds[key].mails[place]
+            kinds = [one.kind for one in respond(mail.like, taste, self.seed, f"{self.cluster}/{self.policy}/{turn}/{place_in_turn}")]
+            value = reward(kinds)
+            self.told[key, place].append(value)
+            self.tones.learn(self.cluster, mail.like.tone, bool(SUCCESS & set(kinds)))
+            odds.learn(self.world.grounds[key].name, mail.clauses, value)
+            self.sent.in_taste.append(met(mail.like, taste) == 3)
+            self.sent.regret.append(best - worth(mail.like, taste))
+            if learns and number + 1 in refits:
+                tensors = self._refit(tensors, number)
+                logits = self.world.logits(tensors)
+                self._look(taste, logits, odds)
+        return self.sent
 
-    def _look(self, sent: Sent, taste: Taste, tensors: Tensors | None, odds: ClauseOdds, tones: ToneBandit) -> None:
+    def _look(self, taste: Taste, logits: Logits, odds: ClauseOdds) -> None:
         """What would be served now without exploring: in the likeliest tone for learned triggers, in the right tone for held-out ones."""
         if self.policy not in ("adapter", "blend"):
             return
-        known = tones.chances(self.cluster)
+        known, leaning = self.tones.chances(self.cluster), self._leaning(odds)
         keys = [(trigger, max(known, key=known.__getitem__)) for trigger in LEARNED] + [(trigger, taste.tone) for trigger in HELD_OUT]
-        table = self.world.chances(keys, tensors, odds.odds() if self.policy == "blend" else {}, 0.0)
-        shares = [share(self.world.grounds[key], table[key], taste) for key in keys]
-        sent.served.append(float(np.mean(shares[: len(LEARNED)])))
-        sent.held_out.append(float(np.mean(shares[len(LEARNED) :])))
-        print(f"  {self.policy}: served {sent.served[-1]:.1%}, held-out {sent.held_out[-1]:.1%} in taste", flush=True)
+        shares = [share(self.world.grounds[key], self.world.chances(key, logits, leaning, 0.0), taste) for key in keys]
+        self.sent.served.append(float(np.mean(shares[: len(LEARNED)])))
+        self.sent.held_out.append(float(np.mean(shares[len(LEARNED) :])))
+        print(f"  {self.policy}: served {self.sent.served[-1]:.1%}, held-out {self.sent.held_out[-1]:.1%} in taste", flush=True)
 
-    def _picks(
-        self, tensors: Tensors | None, odds: ClauseOdds, tones: ToneBandit, draw: np.random.Generator, turn: int
-    ) -> Iterator[tuple[tuple[str, str], int]]:
-        """Grounds and mails, one for each send, for ever."""
-        if self.policy == "plain bandit":
-            yield from self._thompson(odds, draw)
-        keys = [(trigger, tone) for trigger in LEARNED for tone in TONES]
-        leaning = odds.odds() if self.policy == "blend" else {}
-        table = self.world.base if tensors is None and not leaning else self.world.chances(keys, tensors, leaning, EXPLORE)
-        for number in itertools.count():
-            if number % THINK_AGAIN == 0:
-                known = tones.chances(self.cluster) if self.policy != "fixed" else dict.fromkeys(TONES, 1 / len(TONES))
+    def _leaning(self, odds: ClauseOdds) -> dict[str, float]:
+        return odds.odds() if self.policy == "blend" else {}
+
+    def _lot(self, logits: Logits, odds: ClauseOdds, draw: np.random.Generator) -> Pick:
+        """By what is known now: a tone by its chance, a mail as the writer's walk draws it."""
+        known = self.tones.chances(self.cluster) if self.policy != "fixed" else dict.fromkeys(TONES, 1 / len(TONES))
+        leaning = self._leaning(odds)
+        table = {(trigger, tone): self.world.chances((trigger, tone), logits, leaning, EXPLORE) for trigger in LEARNED for tone in TONES}
+
+        def pick(number: int) -> tuple[Key, int]:
             tone = str(draw.choice(list(known), p=list(known.values())))
             key = (LEARNED[number % len(LEARNED)], tone)
-            yield key, int(draw.choice(len(table[key]), p=table[key]))
+            return key, int(draw.choice(len(table[key]), p=table[key]))
 
-    def _thompson(self, odds: ClauseOdds, draw: np.random.Generator) -> Iterator[tuple[tuple[str, str], int]]:
+        return pick
+
+    def _thompson(self, odds: ClauseOdds, draw: np.random.Generator) -> Pick:
         """The best mail under a draw from the posterior, over all tones."""
-        every = {trigger: [(trigger, tone) for tone in TONES] for trigger in LEARNED}
-        places = {t: [(key, n) for key in keys for n in range(len(self.world.grounds[key].mails))] for t, keys in every.items()}
-        columns = {
-            trigger: np.array([odds.columns(self.world.grounds[k].name, self.world.grounds[k].mails[n].clauses.values()) for k, n in found])
-            for trigger, found in places.items()
-        }
-        for number in itertools.count():
-            if number % THINK_AGAIN == 0:
-                effects = odds.draws(draw, THINK_AGAIN)
-            trigger = LEARNED[number % len(LEARNED)]
-            scores = effects[number % THINK_AGAIN][columns[trigger]].sum(1)
-            yield places[trigger][int(scores.argmax())]
+        columns: dict[str, tuple[list[tuple[Key, int]], NDArray[np.int64]]] = {}
+        for trigger in LEARNED:
+            places = [((trigger, tone), n) for tone in TONES for n in range(len(self.world.grounds[trigger, tone].mails))]
+            grounds = [(self.world.grounds[key], n) for key, n in places]
+            columns[trigger] = places, np.array([odds.columns(ground.name, ground.mails[n].clauses) for ground, n in grounds])
+        effects = odds.draws(draw, THINK_AGAIN)
 
-    def _refit(
-        self, told: Mapping[tuple[tuple[str, str], int], list[float]], tones: ToneBandit, serving: Tensors | None, turn: int
-    ) -> Tensors:
+        def pick(number: int) -> tuple[Key, int]:
+            places, theirs = columns[LEARNED[number % len(LEARNED)]]
+            return places[int(effects[number % THINK_AGAIN][theirs].sum(1).argmax())]
+
+        return pick
+
+    def _refit(self, serving: Tensors | None, number: int) -> Tensors:
         """The adapter moved by one fit: mails weighted by how they did against others of their trigger and tone."""
-        likely = {tone for tone, chance in tones.chances(self.cluster).items() if chance >= 0.2}
+        likely = {tone for tone, chance in self.tones.chances(self.cluster).items() if chance >= 0.2}
         keys = [(trigger, tone) for trigger in LEARNED for tone in TONES if tone in likely]
-        rows: list[tuple[tuple[str, str], int, int, float]] = []
+        rows: list[tuple[Key, int, int, float]] = []
         for key in keys:
-            own = [(place, values) for (where, place), values in told.items() if where == key]
+            own = [(place, values) for (where, place), values in self.told.items() if where == key]
             mean = sum(sum(values) for _, values in own) / max(sum(len(values) for _, values in own), 1)
             rows += [(key, place, len(values), (sum(values) - mean * len(values)) / (len(values) + SHRINK)) for place, values in own]
         trees = [self.world.grounds[key].tree for key in keys]
@@ -267,10 +194,8 @@ class Run:
             tree.clear()
         for (key, place, count, _), weight in zip(rows, weights([row[3] for row in rows], [1.0] * len(rows)), strict=True):
             ground = self.world.grounds[key]
-            walked = walk_again(self.world.words, self.world.book, ground.prompt, ground.kind, ground.mails[place].clauses)
-            if walked is not None:
-                ground.tree.add(walked, weight * count)
-        return self.world.school.fit(trees, replace(self.world.course, seed=turn), serving)
+            ground.tree.add(ground.mails[place].walked, weight * count)
+        return self.world.school.fit(trees, replace(self.world.course, seed=number), serving)
 
 
 def share(ground: Ground, table: NDArray[np.float64], taste: Taste) -> float:
@@ -292,8 +217,8 @@ def open_world(home: Path, moves: Sequence[str], course: Course) -> World:
     eos = json.loads((folder / "config.json").read_text())["eos_token_id"]
     words = Words(Tokenizer.from_file(str(folder / "tokenizer.json")), eos)
     grounds = {(trigger, tone): ground_of(words, book, trigger, tone) for trigger in (*LEARNED, *HELD_OUT) for tone in TONES}
-    world = World(book, words, School(folder, max(1, (os.cpu_count() or 2) // 2)), course, grounds, styles_of(book))
-    world.base = world.chances([key for key in grounds if key[0] in LEARNED], None, {}, EXPLORE)
+    world = World(School(folder, max(1, (os.cpu_count() or 2) // 2)), course, grounds, styles_of(book))
+    world.base = world.logits(None)
     return world
 
 

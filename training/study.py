@@ -1,13 +1,14 @@
 """``python -m training.study``: does it learn? A closed loop without Kafka, against readers whose taste is known.
 
-Each seed draws a hidden taste for each cluster. Mails go out by four policies
+Each seed draws a hidden taste for each cluster. Mails go out by five policies
 to readers of that taste, round by round; what the readers do is all that a
 policy learns from:
 
 - *fixed*: tone by lot, clauses by the base model, no learning;
 - *plain bandit*: linear Thompson sampling over tones and clauses, no language model;
-- *adapter*: the tone bandit, and a LoRA refitted after each round on what was sent;
-- *blend*: the same, and the odds that feedback gives each clause and its style lean the walk.
+- *adapter*: the tone bandit, and a LoRA refitted on what was sent, early and after each round;
+- *blend*: the same, and the odds that feedback gives each clause and its style lean the walk;
+- *odds alone*: the blend without its refits, to tell the two apart.
 
 Every policy is exact: the model is run over the whole tree of a prompt's mails,
 so a round's mails are drawn from what the writer would do, not from a pool.
@@ -40,6 +41,7 @@ from models.style import styles_of
 from models.tone import SUCCESS, ToneBandit
 from models.writer import base as writer_base
 from models.writer.automaton import Words
+from schemas.config import TrainingSettings, WriterSettings
 from training.grounds import Ground, ground_of, shortened
 from training.policy import Course, School, Tensors
 from training.reward import WORTH, reward, weights
@@ -47,11 +49,12 @@ from training.study_report import write
 
 LEARNED = ("welcome", "replenishment", "win_back")
 HELD_OUT = ("recommendation", "cart_abandoned", "vip_thanks")
-EXPLORE = 0.1  # as settings.writer.explore
+WRITER = WriterSettings()  # explores and draws as the writer does
 FIRST_REFIT = 100  # sends; the service's comes after training.min_examples, 64
-THINK_AGAIN = 100  # sends between two updates of a bandit or of the odds, as training.odds_examples
+THINK_AGAIN = TrainingSettings().odds_examples  # sends between two updates of a bandit or of the odds
 SHRINK = 20.0  # sends' worth of the mean that a mail's own mean reward begins with
-POLICIES = ("adapter", "blend", "plain bandit", "fixed")
+POLICIES = ("adapter", "blend", "odds alone", "plain bandit", "fixed")
+REFITTED, LEANING = ("adapter", "blend"), ("blend", "odds alone")
 
 Key = tuple[str, str]  # trigger and tone
 Logits = dict[Key, dict[int, NDArray[np.float32]]]
@@ -75,7 +78,8 @@ class World:
 
     def chances(self, key: Key, logits: Logits, odds: Mapping[str, float], explore: float) -> NDArray[np.float64]:
         """Probability of each mail of a ground, as the writer's walk would choose it."""
-        return self.grounds[key].chances(logits[key], odds, explore, self.course.temperature)
+        temperature = WRITER.untaught_temperature if logits is self.base else WRITER.temperature
+        return self.grounds[key].chances(logits[key], odds, explore, temperature)
 
 
 def worth(mail: Taste, taste: Taste) -> float:
@@ -114,9 +118,8 @@ class Run:
         """All rounds."""
         taste = taste_of(self.cluster, self.seed)
         draw = np.random.default_rng(_number(f"{self.seed}/{self.cluster}/{self.policy}"))
-        odds = ClauseOdds(self.world.styles if self.policy == "blend" else None)
+        odds = ClauseOdds(self.world.styles if self.policy in LEANING else None)
         best, logits, tensors = worth(taste, taste), self.world.base, None
-        learns = self.policy in ("adapter", "blend")
         refits = {FIRST_REFIT, *range(self.sends, self.rounds * self.sends + 1, self.sends)}
         self._look(taste, logits, odds)
         for number in range(self.rounds * self.sends):
@@ -132,15 +135,16 @@ class Run:
             odds.learn(self.world.grounds[key].name, mail.clauses, value)
             self.sent.in_taste.append(met(mail.like, taste) == 3)
             self.sent.regret.append(best - worth(mail.like, taste))
-            if learns and number + 1 in refits:
-                tensors = self._refit(tensors, number)
-                logits = self.world.logits(tensors)
+            if number + 1 in refits:
+                if self.policy in REFITTED:
+                    tensors = self._refit(tensors, number)
+                    logits = self.world.logits(tensors)
                 self._look(taste, logits, odds)
         return self.sent
 
     def _look(self, taste: Taste, logits: Logits, odds: ClauseOdds) -> None:
         """What would be served now without exploring: in the likeliest tone for learned triggers, in the right tone for held-out ones."""
-        if self.policy not in ("adapter", "blend"):
+        if self.policy not in REFITTED + LEANING:
             return
         known, leaning = self.tones.chances(self.cluster), self._leaning(odds)
         keys = [(trigger, max(known, key=known.__getitem__)) for trigger in LEARNED] + [(trigger, taste.tone) for trigger in HELD_OUT]
@@ -150,13 +154,14 @@ class Run:
         print(f"  {self.policy}: served {self.sent.served[-1]:.1%}, held-out {self.sent.held_out[-1]:.1%} in taste", flush=True)
 
     def _leaning(self, odds: ClauseOdds) -> dict[str, float]:
-        return odds.odds() if self.policy == "blend" else {}
+        return odds.odds() if self.policy in LEANING else {}
 
     def _lot(self, logits: Logits, odds: ClauseOdds, draw: np.random.Generator) -> Pick:
         """By what is known now: a tone by its chance, a mail as the writer's walk draws it."""
         known = self.tones.chances(self.cluster) if self.policy != "fixed" else dict.fromkeys(TONES, 1 / len(TONES))
         leaning = self._leaning(odds)
-        table = {(trigger, tone): self.world.chances((trigger, tone), logits, leaning, EXPLORE) for trigger in LEARNED for tone in TONES}
+        keys = [(trigger, tone) for trigger in LEARNED for tone in TONES]
+        table = {key: self.world.chances(key, logits, leaning, WRITER.explore) for key in keys}
 
         def pick(number: int) -> tuple[Key, int]:
             tone = str(draw.choice(list(known), p=list(known.values())))

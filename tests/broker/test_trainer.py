@@ -19,7 +19,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from mailtide.settings import problems_and_settings
-from mailtide.training import rollback
+from mailtide.training import listing, rollback
 from models.phrasebook.book import Book
 from models.writer.base import load
 from schemas.config import Settings
@@ -205,6 +205,7 @@ def test_newer_examples_lean_the_release_that_serves(settings: Settings, tmp_pat
         assert newer == msgspec.structs.replace(one, epoch=2, at=newer.at, odds=first)
         watching.look()
         assert watching.watch.serving["c1"] == newer
+        assert [one["odds"] for one in listing(ready)] == [len(first)]  # what is printed has no line for each clause
         # Taken back by another process, between two looks of this one: newer odds must not bring it on again.
         back = reverted(newer, iso(time.time()), "asked for on the command line")
         releases.publish(ready, back)

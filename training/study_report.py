@@ -155,7 +155,8 @@ Bands and brackets are the least and the most of all {runs} runs.
 *Fixed*: tone by lot, base model. *Plain bandit*: linear Thompson sampling over tones and clauses, no language model. \
 *Adapter*: tone by the bandit, clauses by the model under a LoRA refitted on what was sent. \
 *Blend*: the same, and the odds that feedback gives each clause and its style \
-(`models/odds.py`, `models/style.py`) lean the model's choice. *Odds alone*: the blend without refits, on the base model. \
+(`models/odds.py`, `models/style.py`) lean the model's choice. *Odds alone*: the blend without refits, \
+on the base model, which the writer asks at a higher temperature. \
 All but the plain bandit draw a clause uniformly in 10 % of moves, all but it and fixed a tone in 6 % of mails, and these count: \
 a policy that serves nothing else out of taste still has 85 to 90 % in taste.
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import faust
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
@@ -29,6 +30,29 @@ if TYPE_CHECKING:
 POLL = 0.1  # seconds a fetch waits before it looks again which partitions want more
 FETCH_WAIT_MS = 50  # Faust hard-codes 1500, which made the whole 2.5 times slower
 COMMIT_INTERVAL = 0.5  # seconds
+
+
+class Unpacked:
+    """``PartitionRecords`` that gives aiokafka's own record objects (key, value, offset, timestamp, headers), all at once.
+
+    For who reads uncommitted records and always takes a whole fetch: ``next_fetch_offset`` is past it as soon as it is looked at.
+    """
+
+    def __init__(self, found: PartitionRecords) -> None:
+        self.next_fetch_offset = found.next_fetch_offset
+        self._batches = found._records
+
+    def __iter__(self) -> Iterator[Any]:
+        records: list[Any] = []
+        asked = self.next_fetch_offset
+        while self._batches.has_next():
+            batch = self._batches.next_batch()
+            if not batch.is_control_batch:
+                records += batch
+            self.next_fetch_offset = batch.next_offset
+        if records and records[0].offset < asked:  # a batch is stored whole: it may begin before what was asked for
+            records = [record for record in records if record.offset >= asked]
+        return iter(records)
 
 
 class Thread(driver.AIOKafkaConsumerThread):
@@ -45,6 +69,16 @@ class Thread(driver.AIOKafkaConsumerThread):
         except asyncio.CancelledError:
             if self._consumer is not None:
                 await self._consumer._client.close()  # what stop() had left to do
+
+    async def _fetch_records(
+        self, consumer: AIOKafkaConsumer, active_partitions: set[TP], timeout: float | None = None, max_records: int | None = None
+    ) -> Any:
+        """What has arrived is handed out as it was unpacked: aiokafka makes a ``ConsumerRecord`` of each, a tenth of intake's time."""
+        if max_records is None:
+            for result in consumer._fetcher._records.values():
+                if isinstance(result, FetchResult) and isinstance(result._partition_records, PartitionRecords):
+                    result._partition_records = Unpacked(result._partition_records)
+        return await super()._fetch_records(consumer, active_partitions, timeout, max_records)
 
     def _create_consumer(self, loop: asyncio.AbstractEventLoop) -> AIOKafkaConsumer:
         """Faust's own has a fixed fetch wait, one assignor and credentials of another shape.

@@ -34,6 +34,8 @@ from streams.sift import Places, sift
 from streams.store import Clock, Store, recover
 
 GROUP = "mailtide-intake"
+FETCH_BYTES = 4 << 20  # of a partition: a flush costs several round trips, however little is in it
+BUFFER = 3  # fetches of a partition waiting or in flight
 CHUNK = 500  # records or timers between two looks at the event loop: heartbeats and flushes go on meanwhile
 TICK = 1.0  # seconds between two looks at the wall clock's timers
 SLICE = 900.0  # seconds of event time applied at once: a timer that they set may fire so much too late, in a replay only
@@ -85,7 +87,8 @@ class Intake:
                 f"topic {self.topic[EVENTS]} or {self.topic[DEAD_LETTERS]} can't be read ({error}): run 'mailtide topics create'"
             ) from error
         self.places = Places(self.topic[EVENTS], self.topic[DEAD_LETTERS], len(partitions), len(dead))
-        self.app = BatchApp(GROUP, kafka, [self.topic[EVENTS]], self.handle, on_assigned=self.assigned, on_revoked=self.revoked)
+        hooks: dict[str, Any] = {"on_assigned": self.assigned, "on_revoked": self.revoked}
+        self.app = BatchApp(GROUP, kafka, [self.topic[EVENTS]], self.handle, **hooks, buffer=BUFFER, fetch_bytes=FETCH_BYTES)
 
     def update(self, topic: str, value: bytes) -> None:
         """Take a published model in; one that can't be read leaves the one before in service, and ``follow`` says so."""
@@ -168,7 +171,9 @@ class Intake:
         async with part.lock:
             work = _Work(self, part)
             # What the store has already seen needs no second look: neither its dead letters nor its forwards.
-            records = [record for record in batch.records if record.offset >= part.clock.offset]
+            records = batch.records
+            if batch.first < part.clock.offset:
+                records = [record for record in records if record.offset >= part.clock.offset]
             for start in range(0, len(records), CHUNK):
                 chunk = records[start : start + CHUNK]
                 await work.events(chunk)
@@ -226,7 +231,7 @@ class _Work:
         self.part.clock = Clock(self.part.clock.offset, max(self.part.clock.event_time, at))
 
     async def apply(self, events: list[Event], now: float, wall: float) -> None:
-        states = self.part.states(list({event.customer: None for event in events}))
+        states = self.part.states.of({event.customer for event in events})
         await self.absorb(self.intake.passing.run(states, events, now, wall, self.part.number))
 
     async def timers(self, now: float) -> None:
@@ -235,7 +240,7 @@ class _Work:
             fired.update(due)
             if fired[due[0]] > TOO_OFTEN:
                 raise RuntimeError(f"a timer of partition {self.part.number} never advances")
-            await self.absorb(self.intake.passing.fire(self.part.states(due), now, time.time(), self.part.number))
+            await self.absorb(self.intake.passing.fire(self.part.states.of(due), now, time.time(), self.part.number))
             await asyncio.sleep(0)
 
     async def absorb(self, result: Any) -> None:
@@ -244,7 +249,7 @@ class _Work:
         if result.identifies:
             # Before any record that follows from them: a mail must find its address.
             await asyncio.to_thread(self.intake.profiles.put_many, result.identifies)
-        part.keep(result.states)
+        part.states.keep(result.states)
         self.states.update(result.states)
         for customer, at in result.timers.items():
             part.schedule.set(customer, at)

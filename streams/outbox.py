@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -33,12 +33,26 @@ class Outbox:
         timestamp: int | None = None,
     ) -> None:
         """One record; ``topic`` as the cluster knows it, ``timestamp`` in milliseconds where the topic keeps the producer's."""
-        carried = list(headers)
+        self._put(topic, partition, key, value, list(headers), timestamp)
+
+    def extend(self, topic: str, partition: int, records: Iterable[tuple[bytes, bytes]]) -> None:
+        """Keys and values, in order."""
+        append: Callable[..., Any] = _full
+        for key, value in records:
+            if append(timestamp=None, key=key, value=value) is None:
+                append = self._put(topic, partition, key, value, [])
+
+    def _put(
+        self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: list[Header], timestamp: int | None = None
+    ) -> Callable[..., Any]:
+        """Into the last batch, or a new one where it is full; the batch's own ``append``."""
         batches = self._ready.setdefault((topic, partition), [])
-        if not batches or batches[-1].append(key=key, value=value, timestamp=timestamp, headers=carried) is None:
+        if not batches or batches[-1].append(key=key, value=value, timestamp=timestamp, headers=headers) is None:
             batches.append(self._producer.create_batch())
-            if batches[-1].append(key=key, value=value, timestamp=timestamp, headers=carried) is None:
+            if batches[-1].append(key=key, value=value, timestamp=timestamp, headers=headers) is None:
                 raise ValueError(f"a record of {len(value or b'')} bytes for {topic} is larger than a batch may be")
+        append: Callable[..., Any] = batches[-1].append
+        return append
 
     async def send(self) -> list[asyncio.Future[Any]]:
         """Hand everything to the producer. Raises what ended the transaction meanwhile, where there is one: ProducerFenced, say."""
@@ -55,6 +69,10 @@ class Outbox:
                     await acknowledged(sent)  # aiokafka tells why only to whoever waits for what it took before
                     raise
         return sent
+
+
+def _full(**_: Any) -> None:
+    """As a batch's ``append`` without room."""
 
 
 async def acknowledged(sent: Iterable[asyncio.Future[Any]]) -> None:

@@ -1,7 +1,7 @@
 """One partition of intake: its states, timers and flushes. The flush order is the invariant that makes counts exact.
 
     the previous flush done -> gate and changelog acknowledged, within a transaction -> outputs acknowledged
-    -> transaction committed -> states, clock and changelog place in one local write -> batch done
+    -> transaction committed -> batch done; the local store follows (``streams.states``)
 
 Outputs go before the commit: a crash repeats an intent (same id) rather than
 losing one. They go after Kafka has taken a record of this owner's transaction:
@@ -20,12 +20,11 @@ from collections.abc import Callable
 from aiokafka import AIOKafkaProducer
 
 from schemas.mail import Watermark, encode
-from streams.cache import StateCache
 from streams.outbox import Outbox, acknowledged
 from streams.schedule import Schedule
+from streams.states import States
 from streams.store import CLOCK, Clock, Store
 
-CACHED = 8 << 20  # bytes of states kept at hand: some 10,000 customers with a year behind them
 IN_FLIGHT = 4  # flushes; with one the partition waits for the broker instead of computing
 WATERMARK_EVERY = 0.1  # seconds; the sender waits for them
 
@@ -43,37 +42,17 @@ class Partition:
         log: AIOKafkaProducer,
         fail: Callable[[BaseException], None],
     ) -> None:
-        self.number, self.store, self.lock = number, store, asyncio.Lock()
+        self.number, self.states, self.lock = number, States(store), asyncio.Lock()
         self.schedule = Schedule()
-        self.clock = store.clock  # of what was computed; the store's is of what is safe
+        self.clock = store.clock  # of what was computed; ``safe`` is of what the changelog has
         self.safe = self.clock
         self._changelog, self._gate, self._producer, self._log, self._fail = changelog, gate, producer, log, fail
-        self._overlay: dict[str, bytes] = {}  # computed, not yet in the store
-        self._cache = StateCache(CACHED)  # what the store has, unless the overlay has a newer one
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._last: asyncio.Task[None] | None = None
         self._flights = 0
         self._told = Clock(-1, 0.0)
         self._told_at = 0.0
         self._telling: asyncio.Task[None] | None = None
-
-    def states(self, customers: list[str]) -> dict[str, bytes]:
-        """The newest state of each customer that has one."""
-        found: dict[str, bytes] = {}
-        asked: list[str] = []
-        for customer in customers:
-            state = self._overlay.get(customer) or self._cache.get(customer)
-            if state is None:
-                asked.append(customer)
-            else:
-                found[customer] = state
-        if asked:
-            found.update(self.store.get_many(asked))
-        return found
-
-    def keep(self, states: dict[str, bytes]) -> None:
-        """From now on these are the newest."""
-        self._overlay.update(states)
 
     async def flush(self, states: dict[str, bytes], gate: list[tuple[bytes, bytes]], outbox: Outbox, done: Callable[[], None]) -> None:
         """Begin a flush of what was computed; returns as soon as the next batch may be computed. ``gate``: keys and values, in order."""
@@ -93,13 +72,10 @@ class Partition:
         try:
             if before is not None:
                 await before
-            records: dict[bytes, bytes | None] = {customer.encode(): state for customer, state in states.items()}
-            records[CLOCK] = clock.packed()
             ours = Outbox(self._log)
-            for name, state in records.items():
-                ours.add(self._changelog, self.number, name, state)
-            for name, value in gate:
-                ours.add(self._gate, self.number, name, value)
+            ours.extend(self._changelog, self.number, ((customer.encode(), state) for customer, state in states.items()))
+            ours.add(self._changelog, self.number, CLOCK, clock.packed())
+            ours.extend(self._gate, self.number, gate)
             # A transaction not for atomicity, but for its fence: whoever took this partition over has
             # made it impossible to write here, even for a process that slept through losing it.
             await self._log.begin_transaction()
@@ -109,11 +85,7 @@ class Partition:
             await self._log.commit_transaction()
             written = [(batch.result(), count) for batch, count in zip(batches, ours.sizes, strict=True)]
             place = 1 + max(at.offset + count - 1 for at, count in written if at.topic == self._changelog)
-            self.store.write(records, place)
-            for customer, state in states.items():
-                if self._overlay.get(customer) is state:
-                    del self._overlay[customer]
-                    self._cache.put(customer, state)
+            self.states.logged(states, clock, place)
             self.safe = clock
             done()
         except Exception as error:
@@ -163,4 +135,4 @@ class Partition:
             self._telling.cancel()
             await asyncio.wait({self._telling})
         await self._log.stop()
-        self.store.close()
+        self.states.close()

@@ -60,8 +60,8 @@ def sift(records: Sequence[Any], places: Places, partition: int, wall: float, ou
             # Forwarding may be repeated after a crash; the second one has to be recognised.
             origin = _header(record.headers, ORIGIN) or b"?"
             event = msgspec.structs.replace(event, message_id=f"{FORWARDED}:{origin.decode(errors='replace')}")
-        sifted.count("read")
         sifted.events.append(event)
+    sifted.counts["read"] = len(sifted.events)
     return sifted
 
 

@@ -73,6 +73,8 @@ async def measure(settings: Settings, count: int) -> float:
         await asyncio.sleep(0.01)
     stop.set()
     await serving  # leaves the group, with a last commit
+    if intake.counts["read"] != count:
+        raise RuntimeError(f"{intake.counts['read']} of {count} events were applied")
     return time.perf_counter() - (passing.began or 0.0)
 
 

@@ -49,7 +49,7 @@ class States:
         self._newest.update(states)
 
     def logged(self, states: Mapping[str, bytes], clock: Clock, place: int) -> None:
-        """The changelog has these, and the clock, before its offset ``place``. Raises StoreError where they had to be written and can't be."""
+        """The changelog has these, and the clock, before its offset ``place``. Raises StoreError where a write is due and fails."""
         self._logged.update(states)
         self._clock, self._place = clock, place
         if sum(map(len, self._logged.values())) >= self._behind:

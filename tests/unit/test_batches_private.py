@@ -9,7 +9,7 @@ from unittest.mock import AsyncMock, Mock
 
 import faust
 import pytest
-from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.consumer.fetcher import Fetcher, FetchResult
 from faust import app as faust_app
 from faust import streams as faust_streams
 from faust.tables import recovery
@@ -72,7 +72,11 @@ def test_the_names_are_there(owner: type, names: str) -> None:
         (faust_app.App.on_first_start, "self._create_directories()"),
         (Service.__init__, "self._crashed ="),
         (driver.AIOKafkaConsumerThread.getmany, "_max_poll_records"),
-        (Fetcher.fetched_records, "max_records drained[tp] = records"),
+        (Fetcher.fetched_records, "max_records drained[tp] = records getall(max_records)"),
+        (FetchResult.getall, "inself._partition_records: self._update_position() max_records"),
+        (FetchResult._update_position, "self._partition_records.next_fetch_offset"),
+        (FetchResult.has_more, "self._partition_records isnotNone"),
+        (driver.AIOKafkaConsumerThread._fetch_records, "fetcher.fetched_records( active_partitions,timeout= max_records="),
     ],
 )
 def test_they_are_still_used_the_same_way(function: Any, names: str) -> None:

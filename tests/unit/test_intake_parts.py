@@ -151,7 +151,7 @@ def test_a_stray_goes_home_once_and_keeps_an_identity() -> None:
     home = partition_of(b"c-1", 6)
     away = (home + 1) % 6
     sifted = sift([Record(BODY, headers=(("traceparent", b"t"),))], PLACES, away, 2e9, out)
-    assert (sifted.events, sifted.counts) == ([], {"forwarded": 1})
+    assert (sifted.events, sifted.counts) == ([], {"forwarded": 1, "read": 0})
     topic, partition, key, value, headers = out.added[0]
     assert (topic, partition, key, value) == ("customer.events", home, b"c-1", BODY)
     assert headers == (("traceparent", b"t"), (FORWARDED, b"1"), (ORIGIN, f"{away}:4".encode()))
@@ -165,7 +165,7 @@ def test_a_stray_goes_home_once_and_keeps_an_identity() -> None:
 def test_a_dead_letter_is_unchanged_but_for_its_headers() -> None:
     out: Any = Gathered()
     sifted = sift([Record(b"ann@shop.example", None, 9, headers=(("h", b"v"),))], PLACES, 3, 2e9, out)
-    assert sifted.counts == {"dead.not_json": 1}
+    assert sifted.counts == {"dead.not_json": 1, "read": 0}
     topic, partition, key, value, headers, timestamp = out.added[0]
     assert (topic, partition, key, value, timestamp) == ("customer.events.dlq", 0, None, b"ann@shop.example", 77)
     assert headers[0] == ("h", b"v")

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Batch:
-    """The records of one fetch of one partition, as aiokafka's ``ConsumerRecord`` (key, value: bytes or None; offset; headers)."""
+    """The records of one fetch of one partition, as aiokafka unpacks them (key, value: bytes or None; offset; timestamp; headers)."""
 
     __slots__ = ("_app", "finished", "first", "highwater", "last", "message", "partition", "records", "topic")
 

@@ -86,8 +86,7 @@ class Learners:
         try:
             found = DECODER.decode(record.value or b"")
         except UNREADABLE as error:
-            place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-            log.warning("no learning record, left out: %s", error, extra=place)
+            log.warning("no learning record, left out: %s", error, extra={"topic": VECTORS, "partition": 0, "offset": record.offset})
             return
         self.at = max(self.at, seconds(found.at))
         if isinstance(found, Vector):

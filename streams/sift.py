@@ -46,7 +46,7 @@ def sift(records: Sequence[Any], places: Places, partition: int, wall: float, ou
         event = decode(record.value, wall, partition, record.offset, record.headers)
         if isinstance(event, Dead):
             sifted.count(f"dead.{event.reason}")
-            _bury(record, event, places, outbox)
+            _bury(record, event, places, partition, outbox)
             continue
         home = partition_of(event.customer.encode(), places.partitions)
         moved = _header(record.headers, FORWARDED) is not None if record.headers else False
@@ -72,12 +72,12 @@ def _header(headers: Sequence[Header], name: str) -> bytes | None:
     return None
 
 
-def _bury(record: Any, dead: Dead, places: Places, outbox: Outbox) -> None:
+def _bury(record: Any, dead: Dead, places: Places, partition: int, outbox: Outbox) -> None:
     """Key, value, headers and time unchanged; Kafka Connect's names for the rest, so that its tools work. No personal data."""
     headers = (
         *record.headers,
-        ("__connect.errors.topic", record.topic.encode()),
-        ("__connect.errors.partition", str(record.partition).encode()),
+        ("__connect.errors.topic", places.events.encode()),
+        ("__connect.errors.partition", str(partition).encode()),
         ("__connect.errors.offset", str(record.offset).encode()),
         ("__connect.errors.exception.class.name", f"mailtide.events.{dead.reason}".encode()),
         ("__connect.errors.exception.message", dead.detail.encode()),

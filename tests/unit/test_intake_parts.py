@@ -120,8 +120,6 @@ class Record:
     value: bytes | None
     key: bytes | None = b"k"
     offset: int = 4
-    topic: str = "customer.events"
-    partition: int = 0
     timestamp: int = 77
     headers: tuple[tuple[str, bytes], ...] = ()
 

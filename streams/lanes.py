@@ -33,9 +33,10 @@ class Batch:
             lane.figure += 1
 
     def done(self) -> None:
-        """Everything that follows from these records is safe: their offsets may be committed."""
+        """Everything that follows from these records is safe: their offsets may be committed. The records go now."""
         if not self.finished:
             self.finished = True
+            self.records = []  # Faust's message and this batch hold each other: thousands of records would wait for the collector
             if self._app is not None:
                 self._app.finish(self)
 

@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 class States:
     """The states of one partition over its ``Store``. At most twice ``behind`` bytes of them stay at hand, and what is on its way."""
 
-    def __init__(self, store: Store, behind: int = BEHIND) -> None:
+    def __init__(self, store: Store, behind: int | None = None) -> None:
         self.store = store
-        self._behind = behind
+        self._behind = BEHIND if behind is None else behind
         self._newest: dict[str, bytes] = {}  # computed, and not in the store yet
         self._recent: dict[str, bytes] = {}  # what the store was given last
         self._logged: dict[str, bytes] = {}  # of ``_newest``: in the changelog

@@ -38,6 +38,7 @@ TRANSACTIONS = {  # "before" it begins, "amid": all records acknowledged, not co
     "claim": ("streams.dispatch", "Dispatch", "_claim"),
     "outcome": ("streams.desk", "Desk", "write"),
 }
+OFTEN = 8_000  # bytes that the store may lag behind, where its writes are what is waited for: a small shop makes no 4 MB of states
 SAME = {"after output": "before changelog"}  # the changelog's transaction begins once the outputs are acknowledged
 
 
@@ -107,6 +108,8 @@ def arm(where: str, harm: Visit) -> None:
     if point in TRANSACTIONS:
         _transaction(*TRANSACTIONS[point], moment, visit)
         return
+    if point == "store":
+        importlib.import_module("streams.states").BEHIND = OFTEN
     module, owner, name = CALLS[point]
     holder = _holder(module, owner)
     setattr(holder, name, wrapped(getattr(holder, name), **{moment: visit}))

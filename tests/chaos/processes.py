@@ -47,7 +47,7 @@ def at(place: str, worker: str) -> Harm:
 
     def harm(flock: Flock, told: Told, chance: random.Random) -> None:
         flock.leave(worker)
-        flock.start(worker, at=f"{place}:{chance.randint(1, 3)}")
+        flock.start(worker, at=f"{place}:{chance.randint(1, 3)}", CHAOS_BEHIND="8000")
         pieces = list(parts(told, 8))
         while len(pieces) > 1 and not flock.caught(worker):
             flock.publish(pieces.pop(0))

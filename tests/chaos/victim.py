@@ -4,6 +4,7 @@
 ``CHAOS_HARM=hang`` lets the task that came there wait for ever instead, ``block`` the whole event loop.
 ``CHAOS_ONCE`` names a file that is made when the trap closes; while it is there, none is laid.
 ``CHAOS_CLOCK`` names a file: the seconds in it are added to this process's wall clock whenever it is read.
+``CHAOS_BEHIND``: bytes that intake's store may lag behind the changelog; a small shop makes no 4 MB of states.
 Nothing of this is compiled into Mailtide.
 """
 
@@ -38,7 +39,6 @@ TRANSACTIONS = {  # "before" it begins, "amid": all records acknowledged, not co
     "claim": ("streams.dispatch", "Dispatch", "_claim"),
     "outcome": ("streams.desk", "Desk", "write"),
 }
-OFTEN = 8_000  # bytes that the store may lag behind, where its writes are what is waited for: a small shop makes no 4 MB of states
 SAME = {"after output": "before changelog"}  # the changelog's transaction begins once the outputs are acknowledged
 
 
@@ -108,8 +108,6 @@ def arm(where: str, harm: Visit) -> None:
     if point in TRANSACTIONS:
         _transaction(*TRANSACTIONS[point], moment, visit)
         return
-    if point == "store":
-        importlib.import_module("streams.states").BEHIND = OFTEN
     module, owner, name = CALLS[point]
     holder = _holder(module, owner)
     setattr(holder, name, wrapped(getattr(holder, name), **{moment: visit}))
@@ -165,6 +163,8 @@ def shift(file: Path) -> None:
 def main() -> None:
     if clock := os.environ.get("CHAOS_CLOCK"):
         shift(Path(clock))
+    if behind := os.environ.get("CHAOS_BEHIND"):
+        importlib.import_module("streams.states").BEHIND = int(behind)
     where, once = os.environ.get("CHAOS_AT"), os.environ.get("CHAOS_ONCE")
     if where and not (once and Path(once).exists()):
         harm = {"kill": kill, "block": block, "hang": hang}[os.environ.get("CHAOS_HARM", "kill")]

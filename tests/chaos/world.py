@@ -72,7 +72,7 @@ def disk_full(flock: Flock, story: Told, _chance: random.Random) -> None:
     state.mkdir(exist_ok=True)
     flock.leave("intake")
     mounted = f'mount -t tmpfs -o size={SMALL_DISK} none {state} && exec "$@"'
-    flock.start("intake", before=("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounted, "sh"))
+    flock.start("intake", before=("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounted, "sh"), CHAOS_BEHIND="8000")
     log, full = flock.log("intake"), "free some space"
     said = log.read_text().count(full)
     for piece in parts(story, 12):

@@ -43,10 +43,12 @@ class Bench:
     def __init__(self, settings: Settings) -> None:
         self.kafka, self.topic = settings.kafka, settings.kafka.topic(EVENTS)
         self.batches: dict[int, list[Batch]] = {0: [], 1: []}
+        self.seen: dict[int, list[int]] = {0: [], 1: []}
         self.app = BatchApp("defects", self.kafka, [self.topic], self.handle)
 
     async def handle(self, batch: Batch) -> None:
         self.batches[batch.partition].append(batch)
+        self.seen[batch.partition] += [int(record.value) for record in batch.records]
 
     async def put(self, *values: int, partition: int = 0) -> None:
         out = await producer(self.kafka)
@@ -62,7 +64,7 @@ class Bench:
             await client.stop()
 
     def values(self, partition: int = 0) -> list[int]:
-        return [int(record.value) for batch in self.batches[partition] for record in batch.records]
+        return self.seen[partition]
 
     async def batch(self, value: int, partition: int = 0) -> Batch:
         """One record, published and handed to the handler."""

@@ -148,7 +148,8 @@ def test_a_group_that_works_in_rounds_has_a_rounds_patience(settings: Settings) 
     """The trainer commits only between refits: that is no stall, until it takes longer than a refit may."""
     fill(settings, {})
     topic, names = settings.kafka.topic("customer.events"), ("mailtide-writer", "mailtide-trainer")
-    members = [KafkaConsumer(bootstrap_servers=settings.kafka.bootstrap, group_id=settings.kafka.prefix + name) for name in names]
+    server = {"bootstrap_servers": settings.kafka.bootstrap, "metadata_max_age_ms": 500}  # who joins before it knows the topic looks again
+    members = [KafkaConsumer(**server, group_id=settings.kafka.prefix + name) for name in names]
     now = time.time()
     collector = Collector(settings, wanted_groups(settings), clock=lambda: now)
 

@@ -93,12 +93,12 @@ class BatchApp:
         # After an outage of the broker Faust was seen to wait for ever here: no consumer thread answered any more.
         stopping = asyncio.ensure_future(leave(app))
         await asyncio.wait({stopping}, timeout=STOP_SECONDS)
+        await self.release(lanes)
+        self._faust = None
         if stopping.done():
             stopping.result()
         else:
             log.error("consumer did not stop", extra={"group": self.group})
-        await self.release(lanes)
-        self._faust = None
 
     async def wait(self, stop: asyncio.Event) -> None:
         """Until ``stop``; raises what stopped the app before that."""

@@ -20,6 +20,7 @@ from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
+from mode.threads import WorkerThread
 
 from streams.kafka import connection
 from streams.lanes import Batch
@@ -55,7 +56,17 @@ class Unpacked:
         return iter(records)
 
 
+class Mortal(WorkerThread):
+    """Mode's threads outlive the program that forgets one: a worker that had said its error stayed, and nobody started it again."""
+
+    def __init__(self, service: Any, **options: Any) -> None:
+        super().__init__(service, **options)
+        self.daemon = True
+
+
 class Thread(driver.AIOKafkaConsumerThread):
+    Worker = Mortal
+
     def on_crash(self, msg: str, *fmt: Any, **kwargs: Any) -> None:
         """Nothing more: ``BatchApp.wait`` says it in one line, where mode would print a traceback."""
 
@@ -239,9 +250,12 @@ class App(faust.App):
 
 
 async def leave(app: App) -> None:
-    if app._consumer is not None:
-        await app.consumer.commit()
-    await app.stop()
+    """A last commit, then an end: also where the broker refuses the one, as it does while it starts."""
+    try:
+        if app._consumer is not None:
+            await app.consumer.commit()
+    finally:
+        await app.stop()
 
 
 def app_of(batches: BatchApp) -> App:

@@ -10,16 +10,18 @@ from unittest.mock import AsyncMock, Mock
 import faust
 import pytest
 from aiokafka.consumer.fetcher import Fetcher, FetchResult
+from aiokafka.errors import UnknownTopicOrPartitionError
 from faust import app as faust_app
 from faust import streams as faust_streams
 from faust.tables import recovery
 from faust.transport import conductor, consumer
 from faust.transport.drivers import aiokafka as driver
-from faust.types import ConsumerMessage
-from mode import Service
+from faust.types import TP, ConsumerMessage
+from mode import Service, threads
 
 from schemas.config import KafkaSettings
 from streams import batches
+from streams import consumer as consumers
 
 
 def test_the_versions_are_those_it_was_written_for() -> None:
@@ -102,3 +104,22 @@ async def test_an_app_that_never_started_can_be_stopped(monkeypatch: pytest.Monk
     with pytest.raises(ConnectionError):
         await app.start()
     await app.stop()
+
+
+async def test_a_last_commit_that_is_refused_keeps_no_thread_and_no_partition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker had said its error and stayed: Faust was never told to stop, and its thread outlives a program."""
+    faust_app = Mock(start=AsyncMock(), stop=AsyncMock(), consumer=Mock(commit=AsyncMock(side_effect=UnknownTopicOrPartitionError)))
+    monkeypatch.setattr(batches, "app_of", lambda _: faust_app)
+    gone = AsyncMock()
+    app = batches.BatchApp("group", KafkaSettings(), ["topic"], AsyncMock(), on_revoked=gone)
+    await app.start()
+    app.assign([TP("topic", 0)])
+    with pytest.raises(UnknownTopicOrPartitionError):
+        await app.stop()
+    faust_app.stop.assert_awaited_once()
+    gone.assert_awaited_once_with("topic", 0)
+
+
+def test_a_forgotten_consumer_thread_keeps_no_process_alive() -> None:
+    assert consumers.Thread.Worker(Mock()).daemon
+    assert "self.Worker(" in inspect.getsource(threads.ServiceThread)

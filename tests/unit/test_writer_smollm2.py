@@ -93,7 +93,6 @@ def test_parity_with_transformers_and_peft(base: Base, fp32: Model, folder: Path
     assert np.abs(theirs - bare).max() > 0.1
 
 
-@pytest.mark.skipif(not HOUSE.is_file(), reason="no house adapter was made")
 def test_the_house_adapter_in_the_graph_is_what_peft_makes_of_it(base: Base, folder: Path) -> None:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file

@@ -44,10 +44,8 @@ STATE = (
 )
 OPEN_AT_MOST = 64  # intents without an outcome before the replay waits: rows stay full, mails belong to their day, templates stay unused
 ENOUGH_TO_LEARN, REFIT_PATIENCE = 12, 400.0  # sent mails of a cluster from which its refit is waited for, and for how many seconds
-UNHURRIED_FROM, A_DAY = (
-    1 / 2,
-    1.5,
-)  # of the replay on, a day takes so many seconds until a release is out: mail flows while it comes, and after
+UNHURRIED_FROM = 1 / 2  # of the replay on, a day takes its time until a release is out: mail flows while it comes, and after
+A_DAY = 1.5  # seconds
 SAID_EVERY = 15.0  # seconds between lines of progress where no terminal shows bars
 PATIENCE = 300.0  # seconds without any progress after which the demo gives up and says where it hangs
 

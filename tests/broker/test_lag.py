@@ -148,7 +148,7 @@ def test_a_group_that_works_in_rounds_has_a_rounds_patience(settings: Settings) 
     """The trainer commits only between refits: that is no stall, until it takes longer than a refit may."""
     fill(settings, {})
     topic, names = settings.kafka.topic("customer.events"), ("mailtide-writer", "mailtide-trainer")
-    server = {"bootstrap_servers": settings.kafka.bootstrap, "metadata_max_age_ms": 500}  # who joins before it knows the topic looks again
+    server = {"bootstrap_servers": settings.kafka.bootstrap, "metadata_max_age_ms": 500}
     members = [KafkaConsumer(**server, group_id=settings.kafka.prefix + name) for name in names]
     now = time.time()
     collector = Collector(settings, wanted_groups(settings), clock=lambda: now)
@@ -158,6 +158,7 @@ def test_a_group_that_works_in_rounds_has_a_rounds_patience(settings: Settings) 
 
     try:
         for member in members:
+            until(lambda member=member: member.partitions_for_topic(topic))  # who joins before it knows the topic is given nothing of it
             member.subscribe([topic])
             until(lambda member=member: member.poll(50) is not None and member.assignment())
             member.commit({TopicPartition(topic, 0): OffsetAndMetadata(1, "", -1)})

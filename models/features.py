@@ -17,6 +17,7 @@ from models.state import (
     WIDTH,
     Category,
     Mix,
+    Standing,
     State,
     Visits,
     numbers,
@@ -24,7 +25,7 @@ from models.state import (
     row,
 )
 from models.zones import EPOCH_WEEKDAY, local, local_day
-from schemas.events import Event, Item
+from schemas.events import MAX_AHEAD, Event, Item
 
 DAY = 86400.0
 LONG = 90.0  # days, of everything about orders and categories
@@ -131,20 +132,22 @@ def _fade(state: State, at: float) -> None:
 def _order(state: State, event: Event) -> None:
     said, orders = event.properties, state.orders
     _fade(state, event.at)
+    weight = decay(1.0, (orders.last - event.at) / DAY, LONG)  # 1, unless the order comes late
     total = next((value for value in (said.total, said.revenue, said.value) if value is not None), None)
     if total is None:
         total = _sum(said.products)
     orders.count += 1
     orders.total += total
-    orders.last_value = total
-    orders.last_lines = len(said.products)
-    orders.decayed += 1.0
-    orders.value += total
-    orders.discount += said.discount or 0.0
-    orders.coupons += bool(said.coupon) or orders.applied
+    if event.at >= orders.last:
+        orders.last_value = total
+        orders.last_lines = len(said.products)
+    orders.decayed += weight
+    orders.value += weight * total
+    orders.discount += weight * (said.discount or 0.0)
+    orders.coupons += weight * (bool(said.coupon) or orders.applied)
     orders.applied = False
-    orders.lines += len(said.products)
-    orders.own_brand += sum(item.brand.lower() in ("private", "own") for item in said.products)
+    orders.lines += weight * len(said.products)
+    orders.own_brand += weight * sum(item.brand.lower() in ("private", "own") for item in said.products)
     if said.products:
         _goods(state, said.products, event.at)
 
@@ -231,15 +234,20 @@ def ever_bought(state: State, name: str) -> bool:
 
 
 def standing(state: State, event: Event) -> bool:
-    """Update consent, address and objections; whether anything that the gate must know changed."""
+    """Update consent, address and objections; whether anything that the gate must know changed.
+
+    What was said last counts, by the events' own times: one that lay in a foreign partition may come late.
+    An objection is believed before a permission where clocks may be to blame.
+    """
     own = state.standing
     before = (own.consent, own.address, own.unsubscribed, own.bounced, own.complained, own.timezone)
     if event.kind == "identify" and event.traits is not None:
-        _identify(state, event.traits)
-    elif event.kind == "Subscribed":
-        own.consent, own.unsubscribed = True, False
-    elif event.kind == "Unsubscribed":
-        own.consent, own.unsubscribed = False, True
+        _identify(own, event.traits, event.at)
+    elif event.kind in ("Subscribed", "Unsubscribed"):
+        wanted = event.kind == "Subscribed"
+        _consent(own, wanted, event.at)
+        if _newer(event.at, own.subscribed_at, objection=not wanted):
+            own.unsubscribed, own.subscribed_at = not wanted, max(event.at, own.subscribed_at)
     elif event.kind == "Email Bounced":
         own.bounced = True
     elif event.kind == "Email Marked as Spam":
@@ -247,21 +255,32 @@ def standing(state: State, event: Event) -> bool:
     return before != (own.consent, own.address, own.unsubscribed, own.bounced, own.complained, own.timezone)
 
 
-def _identify(state: State, traits: dict[str, object]) -> None:
-    own = state.standing
+def _newer(at: float, said: float, objection: bool) -> bool:
+    return at >= (said - MAX_AHEAD if objection else said)
+
+
+def _consent(own: Standing, consent: bool, at: float) -> None:
+    if _newer(at, own.consent_at, objection=not consent):
+        own.consent, own.consent_at = consent, max(at, own.consent_at)
+
+
+def _identify(own: Standing, traits: dict[str, object], at: float) -> None:
     email = traits.get("email")
-    if isinstance(email, str):
-        own.address = bool(_ADDRESS.fullmatch(email.strip()))
-        mailbox = int.from_bytes(hashlib.blake2b(email.strip().lower().encode("utf-8", "replace"), digest_size=4).digest(), "big")
-        if own.mailbox != mailbox:
-            own.mailbox, own.bounced = mailbox, False  # another mailbox has not bounced yet
-    elif "email" in traits and email is None:
-        own.address = False
+    if "email" in traits and at >= own.mailbox_at:
+        if isinstance(email, str):
+            own.address, own.mailbox_at = bool(_ADDRESS.fullmatch(email.strip())), at
+            mailbox = int.from_bytes(hashlib.blake2b(email.strip().lower().encode("utf-8", "replace"), digest_size=4).digest(), "big")
+            if own.mailbox != mailbox:
+                own.mailbox, own.bounced = mailbox, False  # another mailbox has not bounced yet
+        elif email is None:
+            own.address, own.mailbox_at = False, at
     consent = traits.get("consent")
     if isinstance(consent, dict) and isinstance(consent.get("marketing"), bool):
-        own.consent = consent["marketing"]
+        _consent(own, consent["marketing"], at)
+    late = at < own.identified_at
     timezone, locale = traits.get("timezone"), traits.get("locale")
-    if isinstance(timezone, str) and len(timezone) < 64:
+    if isinstance(timezone, str) and len(timezone) < 64 and not (late and own.timezone):
         own.timezone = timezone
-    if isinstance(locale, str) and len(locale) < 16:
+    if isinstance(locale, str) and len(locale) < 16 and not late:
         own.locale = locale
+    own.identified_at = max(own.identified_at, at)

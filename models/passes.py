@@ -62,7 +62,7 @@ class Result:
     gate: list[Standing | Gone] = field(default_factory=list)
     learning: list[bytes] = field(default_factory=list)
     feedback: list[Feedback] = field(default_factory=list)
-    identifies: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    identifies: list[tuple[str, dict[str, Any], float]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
 
     def count(self, name: str) -> None:
@@ -141,7 +141,7 @@ class Pass:
         features.apply(state, event, self.shop.timezone)
         if kind in STANDING:
             if event.traits:
-                result.identifies.append((event.customer, event.traits))
+                result.identifies.append((event.customer, event.traits, event.at))
             had = state.standing.address
             if features.standing(state, event):
                 result.gate.append(_standing(event.customer, state))

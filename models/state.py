@@ -25,7 +25,7 @@ VERSION = 2  # of the bytes: one more with each change of what follows
 MOST_CATEGORIES, KEPT_CATEGORIES = 36, 30  # kinds of goods: past the first the least bought go, down to the second
 RECENT = 64  # message ids kept at least
 RECENT_SECONDS = 86400.0  # and at least those of the last day
-RECENT_MOST = 4096  # and never more: a producer gone wild must not grow the state without end
+RECENT_MOST = 32768  # and never more (one each 3 s, all day long): a producer gone wild must not grow the state without end
 PENDING = 2  # decisions of the visit model that wait for their outcome
 NEVER = math.inf
 GRID = 256  # a decayed count of 1
@@ -139,7 +139,10 @@ class Pending(msgspec.Struct, array_like=True, gc=False):
 
 
 class Standing(msgspec.Struct, array_like=True, gc=False):
-    """Consent and objections; ``mailbox`` is a keyless digest that only tells one address from another."""
+    """Consent and objections, each with the time at which it was last said: a producer's older word, come late, undoes no newer one.
+
+    ``mailbox`` is a keyless digest that only tells one address from another.
+    """
 
     consent: bool = False
     address: bool = False
@@ -149,6 +152,10 @@ class Standing(msgspec.Struct, array_like=True, gc=False):
     timezone: str = ""
     locale: str = "en"
     mailbox: int = 0
+    consent_at: float = 0.0
+    subscribed_at: float = 0.0  # or unsubscribed
+    mailbox_at: float = 0.0
+    identified_at: float = 0.0
 
 
 class Visits(msgspec.Struct, array_like=True, gc=False):

@@ -136,6 +136,8 @@ def started(state: State, event: Event, rules: Rules, shop: ShopSettings) -> Non
         if begun is None:
             continue
         if waits and (trigger.restart or trigger.kind == "birthday"):
+            if any(timer.trigger == trigger.name and timer.since > event.at for timer in state.timers):
+                continue  # this event comes late: the wait began with a newer one
             state.timers[:] = [timer for timer in state.timers if timer.trigger != trigger.name]
         state.timers.append(begun)
 

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 
+import structlog
 from aiokafka import AIOKafkaProducer
 
 from models.gate import decide, gate_time
@@ -21,7 +22,9 @@ from streams.ledger import claim_of, delivery_of
 from streams.letters import Letter, Letters
 from streams.smtp import Mailer
 
-LONGEST_BACKOFF = 60.0  # seconds between two tries of a mail that the server put off
+LONGEST_BACKOFF = 60.0  # seconds between two tries of a mail that the server put off, or whose customer has no profile here
+
+log = structlog.get_logger()
 
 
 class Dispatch:
@@ -101,12 +104,21 @@ class Dispatch:
         letters = await self.letters.write([job.draft for job in passed], self.now, time.time())
         mails: list[tuple[Job, Mail]] = []
         for job in passed:
-            letter = letters[job.draft.intent.intent_id]
-            if isinstance(letter, Letter):
+            letter = letters.get(job.draft.intent.intent_id)
+            if letter is None:
+                self._put_off(desk, job, LONGEST_BACKOFF)
+            elif isinstance(letter, Letter):
                 job.draft = letter.draft
                 mails.append((job, letter.mail))
             else:
                 await self.record(desk, letter, job)
+        if len(letters) < len(passed):
+            log.warning(
+                "mails wait: intake on another worker keeps these customers' profiles in another store;"
+                " give all workers the same store.profiles and store.key (MAILTIDE_STORE_PROFILES, MAILTIDE_STORE_KEY), or one home",
+                partition=desk.number,
+                mails=len(passed) - len(letters),
+            )
         await self._dispatch(desk, mails)
 
     async def _dispatch(self, desk: Desk, mails: list[tuple[Job, Mail]]) -> None:

@@ -48,14 +48,19 @@ class Letters:
             await asyncio.to_thread(self.profiles.close)
 
     async def write(self, drafts: Sequence[Draft], now: Callable[[Draft], float], wall: float) -> dict[str, Letter | Delivery]:
-        """By intent id, each draft's letter, or the outcome that ends it for want of an address or of facts."""
+        """By intent id, each draft's letter, or the outcome that ends it for want of an address or of facts.
+
+        One whose customer has no profile here is missing: intake knows an
+        address, so it lies in another store, and the mail can wait for it.
+        """
         if self.profiles is None:
             return {}
         known = await asyncio.to_thread(self.profiles.get_many, [draft.intent.customer for draft in drafts])
         made: dict[str, Letter | Delivery] = {}
         for draft in drafts:
-            profile = known.get(draft.intent.customer, Profile())
-            made[draft.intent.intent_id] = self._write(draft, profile, iso(now(draft)), wall)
+            profile = known.get(draft.intent.customer)
+            if profile is not None:
+                made[draft.intent.intent_id] = self._write(draft, profile, iso(now(draft)), wall)
             await asyncio.sleep(0)  # a mail takes a millisecond; heartbeats and dialogues go on between two
         return made
 

@@ -45,7 +45,10 @@ _profiles = Table(
 
 
 class Profile(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a shop told about a customer; absent text is "". ``timezone`` is an IANA name or "", ``traits`` is the rest."""
+    """What a shop told about a customer; absent text is "". ``timezone`` is an IANA name or "", ``traits`` is the rest.
+
+    ``said``: when each trait was said last, in seconds, by the event's own time; of those taken away, too.
+    """
 
     email: str = ""
     first_name: str = ""
@@ -53,6 +56,7 @@ class Profile(msgspec.Struct, frozen=True, omit_defaults=True):
     timezone: str = ""
     birthday: str = ""
     traits: dict[str, Any] = {}
+    said: dict[str, float] = {}
 
 
 _NAMES = {
@@ -66,12 +70,14 @@ _NAMES = {
 _body = msgspec.json.Decoder(Profile)
 
 
-def merged(profile: Profile, traits: dict[str, Any]) -> Profile:
-    """``profile`` with newer traits on top; null takes a trait away, what is unusable changes nothing."""
+def merged(profile: Profile, traits: dict[str, Any], at: float) -> Profile:
+    """``profile`` with the traits said at ``at`` in place of older ones; null takes a trait away, what is unusable changes nothing."""
     known: dict[str, str] = {}
-    rest = dict(profile.traits)
+    rest, said = dict(profile.traits), dict(profile.said)
     for name, value in traits.items():
         field = _NAMES.get(name)
+        if at < said.get(field or name, 0.0):
+            continue
         if field is None:
             if value is None:
                 rest.pop(name, None)
@@ -81,7 +87,10 @@ def merged(profile: Profile, traits: dict[str, Any]) -> Profile:
             known[field] = ""
         elif isinstance(value, str) and (field != "timezone" or value in available_timezones()):
             known[field] = value.strip()
-    return msgspec.structs.replace(profile, traits=rest, **known)
+        else:
+            continue
+        said[field or name] = at
+    return msgspec.structs.replace(profile, traits=rest, said=said, **known)
 
 
 class Profiles:
@@ -106,11 +115,11 @@ class Profiles:
             raise _error(error) from error
         return cls(engine, _master(settings))
 
-    def put_many(self, changes: Sequence[tuple[str, dict[str, Any]]]) -> None:
-        """Merge traits into the customers' profiles, in the order given, all or nothing."""
-        by_customer: dict[str, list[dict[str, Any]]] = {}
-        for customer, traits in changes:
-            by_customer.setdefault(customer, []).append(traits)
+    def put_many(self, changes: Sequence[tuple[str, dict[str, Any], float]]) -> None:
+        """Merge traits, each with the time at which they were said, into the customers' profiles, all or nothing."""
+        by_customer: dict[str, list[tuple[dict[str, Any], float]]] = {}
+        for customer, traits, at in changes:
+            by_customer.setdefault(customer, []).append((traits, at))
         if not by_customer:
             return
         try:
@@ -120,8 +129,8 @@ class Profiles:
                     row = rows.get(customer)
                     key = self._unwrap(customer, row[0]) if row else AESGCM.generate_key(KEY_BYTES * 8)
                     profile = _opened(key, customer, row[1]) if row else Profile()
-                    for traits in several:
-                        profile = merged(profile, traits)
+                    for traits, at in several:
+                        profile = merged(profile, traits, at)
                     body = _sealed(AESGCM(key), customer, msgspec.json.encode(profile))
                     if row:
                         connection.execute(_profiles.update().where(_profiles.c.customer == customer).values(body=body))

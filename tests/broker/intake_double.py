@@ -47,7 +47,7 @@ class CountingPass:
                 if event.kind == "Order Completed":
                     state["timer"] = event.at + DELAY
                 if event.traits is not None:
-                    result.identifies.append((event.customer, event.traits))
+                    result.identifies.append((event.customer, event.traits, event.at))
                     result.gate.append(Standing(event.customer, True, "email" in event.traits))
             self._keep(result, event.customer, state)
         return result

@@ -23,7 +23,7 @@ from mailtide.outbox import Keeper, Outbox
 from schemas.config import SendingSettings, Settings, SmtpSettings, Trigger
 from schemas.mail import Claim, Delivery, Draft, Facts, Gone, Intent, Product, Source, Standing, Watermark, encode, intent_id, iso
 from schemas.topics import CLAIMS, DELIVERIES, DRAFTS, EVENTS, GATE
-from streams import desk, sender
+from streams import desk, dispatch, sender
 from streams.kafka import partition_of, producer
 from streams.profiles import Profiles
 
@@ -113,7 +113,7 @@ def with_smtp(settings: Settings, port: int, **more: Any) -> Settings:
 
 def know(settings: Settings, *customers: str, name: str = "Maria") -> None:
     store = Profiles.open(settings)
-    store.put_many([(customer, {"email": f"{customer}@customers.example.com", "firstName": name}) for customer in customers])
+    store.put_many([(customer, {"email": f"{customer}@customers.example.com", "firstName": name}, 0.0) for customer in customers])
     store.close()
 
 
@@ -146,13 +146,13 @@ def local(settings: Settings) -> Any:
 
 
 async def test_every_draft_ends_once_and_only_the_admitted_are_sent(local: Settings) -> None:
-    know(local, "ada", "bea", "cleo", "dora", "fay", "gus")
+    know(local, "ada", "bea", "cleo", "dora", "eve", "fay", "gus")
     async with bench(local) as b:
         await b.standing("ada")
         await b.standing("bea", consent=False)
         await b.standing("cleo", unsubscribed=True)
         await b.standing("dora", bounced=True)
-        await b.standing("eve")  # no profile
+        await b.standing("eve", address=False)
         await b.standing("fay", consent=False)
         ids = {name: await b.draft(draft_for(name)) for name in ("ada", "bea", "cleo", "dora", "eve")}
         ids["fay"] = await b.draft(draft_for("fay", "complaint_care", priority=0))
@@ -183,6 +183,21 @@ async def test_every_draft_ends_once_and_only_the_admitted_are_sent(local: Setti
     assert mail["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
     assert "Hi Maria" in mail.get_body(("plain",)).get_content()  # type: ignore[union-attr]
     assert {claim.intent_id for claim in b.claims()} == {ids["ada"], ids["fay"]}
+
+
+async def test_a_profile_that_lies_in_another_workers_store_is_waited_for(local: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "LONGEST_BACKOFF", 0.2)
+    know(local, "bea")
+    async with bench(local) as b:
+        for name in ("ada", "bea"):
+            await b.standing(name)
+        ids = {name: await b.draft(draft_for(name)) for name in ("ada", "bea")}
+        async with serving(local):
+            seen = await b.outcomes(1)
+            assert seen.keys() == {ids["bea"]}
+            know(local, "ada")
+            seen = await b.outcomes(2)
+    assert {seen[intent].status for intent in ids.values()} == {"sent"}
 
 
 async def test_an_order_that_intake_has_not_read_yet_cancels(local: Settings) -> None:

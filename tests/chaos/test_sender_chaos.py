@@ -76,7 +76,7 @@ class Fleet:
 
     async def publish(self, names: list[str]) -> None:
         store = Profiles.open(self.settings)
-        store.put_many([(name, {"email": f"{name}@customers.example.com"}) for name in names])
+        store.put_many([(name, {"email": f"{name}@customers.example.com"}, 0.0) for name in names])
         store.close()
         out, now = await producer(self.settings.kafka, linger_ms=20), time.time()
         sent = []

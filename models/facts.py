@@ -66,6 +66,18 @@ def complete(state: State, now: float, trigger: Trigger, products: tuple[Product
     return Facts(products=products, values=values, situation=situation(state, known))
 
 
+def slots_of(facts: Facts) -> tuple[str, ...]:
+    """Names of the slots that these facts can fill, sorted. Those that every mail has aren't among them."""
+    found = {name for name, value in facts.values.items() if value}
+    for number, product in enumerate(facts.products[:MOST_PRODUCTS], start=1):
+        found.add(f"product_{number}")
+        if product.price is not None:
+            found.add(f"price_{number}")
+    if facts.products and facts.products[0].category:
+        found.add("category")
+    return tuple(sorted(found))
+
+
 def situation(state: State, known: Mapping[str, float]) -> tuple[str, ...]:
     """Tags that clauses may ask for; of each exclusive pair at most one."""
     tags = []

@@ -264,6 +264,13 @@ def _consent(own: Standing, consent: bool, at: float) -> None:
         own.consent, own.consent_at = consent, max(at, own.consent_at)
 
 
+def marketing(consent: object) -> bool | None:
+    """Whether the trait ``consent`` asks for marketing mail; None where it says nothing of it. Only a plain ``true`` is a yes."""
+    if isinstance(consent, dict):
+        return consent["marketing"] is True if "marketing" in consent else None
+    return None if consent else False
+
+
 def _identify(own: Standing, traits: dict[str, object], at: float) -> None:
     email = traits.get("email")
     if "email" in traits and at >= own.mailbox_at:
@@ -274,9 +281,8 @@ def _identify(own: Standing, traits: dict[str, object], at: float) -> None:
                 own.mailbox, own.bounced = mailbox, False  # another mailbox has not bounced yet
         elif email is None:
             own.address, own.mailbox_at = False, at
-    consent = traits.get("consent")
-    if isinstance(consent, dict) and isinstance(consent.get("marketing"), bool):
-        _consent(own, consent["marketing"], at)
+    if "consent" in traits and (wanted := marketing(traits["consent"])) is not None:
+        _consent(own, wanted, at)
     late = at < own.identified_at
     timezone, locale = traits.get("timezone"), traits.get("locale")
     if isinstance(timezone, str) and len(timezone) < 64 and not (late and own.timezone):

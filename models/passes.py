@@ -25,7 +25,7 @@ from models.known import cluster_vector, named, visit_vector
 from models.recent import repeated
 from models.state import NEVER, PENDING, Open, Pending, State, Timer, applied_offset, dump, load, next_timer
 from models.tone import draw_tone
-from models.triggers import Rules, birthday, looked, started, timer_of
+from models.triggers import Rules, birthday, ends, looked, started, timer_of
 from models.zones import Quiet, zone
 from schemas.config import SendingSettings, ShopSettings, Trigger
 from schemas.events import Event
@@ -71,10 +71,17 @@ class Result:
 
 
 class Pass:
-    """Features, clusters and triggers over customers' states. SettingsError where a trigger can't work."""
+    """Features, clusters and triggers over customers' states. SettingsError where a trigger can't work. ``topic``: the events'."""
 
-    def __init__(self, triggers: Sequence[Trigger], sending: SendingSettings, shop: ShopSettings, attribution: float = ATTRIBUTION) -> None:
-        self.rules = Rules(triggers)
+    def __init__(
+        self,
+        triggers: Sequence[Trigger],
+        sending: SendingSettings,
+        shop: ShopSettings,
+        attribution: float = ATTRIBUTION,
+        topic: str = EVENTS,
+    ) -> None:
+        self.rules, self.topic = Rules(triggers), topic
         self.sending, self.shop, self.attribution = sending, shop, attribution
         self.quiet = Quiet(sending.quiet_start, sending.quiet_end, shop.timezone)
         self.clusters: Snapshot | None = None
@@ -221,6 +228,7 @@ class Pass:
 
     def _fire(self, customer: str, state: State, timer: Timer, wall: float, partition: int, result: Result) -> None:
         rule = self.rules.by_name.get(timer.trigger)
+        name = intent_id(customer, timer.trigger, timer.occurrence)
         if rule is None:
             return  # taken out of the configuration while it waited
         trigger, facts = rule.trigger, timer.facts
@@ -230,9 +238,11 @@ class Pass:
         if not rule.holds(named(state, timer.at, timer.since, category)):
             result.count("condition_gone_before_firing")
             return
+        if any(one.intent_id == name for one in state.opens):
+            result.count("fired_before")
+            return
         state.entered[trigger.name] = int(timer.since)
         expires = timer.at + trigger.use_by
-        name = intent_id(customer, trigger.name, timer.occurrence)
         tone, propensity = (trigger.tone, 1.0) if trigger.tone else draw_tone(self.tones.get(state.cluster, {}), name)
         result.intents.append(
             Intent(
@@ -244,7 +254,7 @@ class Pass:
                 expires=iso(expires),
                 cluster=state.cluster,
                 facts=facts,
-                source=Source(EVENTS, partition, state.offset),
+                source=Source(self.topic, partition, timer.offset if timer.offset >= 0 else state.offset),
                 fired=iso(wall),
                 priority=trigger.priority,
                 tone=tone,
@@ -259,7 +269,7 @@ class Pass:
     def _birthday(self, state: State, timer: Timer, trigger: Trigger) -> Facts:
         """What is known today, not a year ago; the next birthday waits from now on."""
         today = datetime.fromtimestamp(timer.at, zone(state.standing.timezone, self.shop.timezone))
-        following = birthday(timer.at + DAY, today.month, today.day, state, trigger, self.shop)
+        following = birthday(timer.at + DAY, today.month, today.day, state, trigger, self.shop, state.offset)
         if following is not None:
             state.timers.append(following)
         return complete(state, timer.at, trigger, ())
@@ -274,7 +284,7 @@ class Pass:
                 continue
             rule = self.rules.by_name.get(one.trigger)
             if rule is not None and not one.gone and at <= one.expires:
-                ended = kind in rule.trigger.cancel_on and at >= one.since
+                ended = kind in rule.trigger.cancel_on and ends(at, one.since)
                 if ended or not rule.holds(named(state, at, one.since, one.category)):
                     one.gone = True
                     result.gate.append(Gone(customer, one.intent_id, one.trigger))

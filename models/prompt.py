@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import msgspec
 
+from models.facts import slots_of
 from models.phrasebook.book import Book
 from models.portrait import lasting
 from models.slots import ALWAYS
@@ -30,18 +31,6 @@ class Prompt(msgspec.Struct, frozen=True):
     slots: tuple[str, ...]  # facts that this mail has, sorted
 
 
-def slots_of(intent: Intent) -> tuple[str, ...]:
-    """Names of the slots that the intent's facts can fill, sorted. Those that every mail has aren't among them."""
-    found = {name for name, value in intent.facts.values.items() if value}
-    for number, product in enumerate(intent.facts.products[:3], start=1):
-        found.add(f"product_{number}")
-        if product.price is not None:
-            found.add(f"price_{number}")
-    if intent.facts.products and intent.facts.products[0].category:
-        found.add("category")
-    return tuple(sorted(found))
-
-
 def prompt_of(intent: Intent, description: str = "") -> Prompt:
     """The whole context of an intent; ``description`` is its cluster's, from the newest snapshot."""
     goods = next((p.goods for p in intent.facts.products if p.goods), "general")
@@ -52,7 +41,7 @@ def prompt_of(intent: Intent, description: str = "") -> Prompt:
         about=lasting(description),
         goods=goods,
         situation=tuple(sorted(intent.facts.situation)),
-        slots=slots_of(intent),
+        slots=slots_of(intent.facts),
     )
 
 

@@ -100,6 +100,7 @@ class Timer(msgspec.Struct, array_like=True, gc=False):
     occurrence: str
     since: float
     packed: bytes
+    offset: int = -1  # of the event that began the wait
 
     @property
     def facts(self) -> Facts:

@@ -14,17 +14,18 @@ from typing import Any
 import msgspec
 
 from models.conditions import Condition, compile_condition, faults
-from models.facts import complete, of_event
+from models.facts import complete, of_event, slots_of
 from models.features import DAY, ever_bought
 from models.goods import goods
 from models.items import recommend
 from models.known import NAMES, Known, named
+from models.phrasebook.book import Book
 from models.replenishment import EARLIEST, LATEST, decayed, exposure, hazard, in_window, variation
 from models.state import GRID, WIDTH, Category, State, Timer, pack, product_of
 from models.zones import zone
 from schemas.config import ShopSettings, Trigger
 from schemas.errors import SettingsError
-from schemas.events import KINDS, Event
+from schemas.events import KINDS, MAX_AHEAD, Event
 from schemas.learning import ItemsSnapshot
 from schemas.mail import Facts, Product, decoder
 
@@ -41,12 +42,16 @@ _product = decoder(Product)
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A trigger with its conditions compiled. ``of_category``: its condition asks about the category of its first product."""
+    """A trigger with its conditions compiled. ``of_category``: its condition asks about the category of its first product.
+
+    ``needs``: slots without which its chapter of the phrase book has nothing to say.
+    """
 
     trigger: Trigger
     where: Condition
     holds: Condition
     of_category: bool
+    needs: frozenset[str]
 
 
 class Rules:
@@ -63,6 +68,7 @@ class Rules:
 def compile_rules(triggers: Iterable[Trigger]) -> list[Rule]:
     """Rules of the enabled triggers, by priority. SettingsError names the trigger and the mend."""
     rules: list[Rule] = []
+    needs = {name: chapter.facts for name, chapter in Book.load().chapters.items()}
     names: set[str] = set()
     for trigger in triggers:
         if trigger.name in names:
@@ -72,7 +78,7 @@ def compile_rules(triggers: Iterable[Trigger]) -> list[Rule]:
             raise SettingsError(said)
         where, holds = (compile_condition(text, names, "") for text, names in _conditions(trigger).values())
         if trigger.enabled:
-            rules.append(Rule(trigger, where, holds, "category_bought_since" in trigger.condition))
+            rules.append(Rule(trigger, where, holds, "category_bought_since" in trigger.condition, needs.get(trigger.name, frozenset())))
     return sorted(rules, key=lambda rule: rule.trigger.priority)
 
 
@@ -122,7 +128,7 @@ def started(state: State, event: Event, rules: Rules, shop: ShopSettings) -> Non
     """Start the waits that this event begins and end those that it cancels, in place."""
     ended = rules.ended_by[event.kind]
     if ended and state.waiting:
-        state.timers[:] = [timer for timer in state.timers if timer.trigger not in ended or event.at < timer.since]
+        state.timers[:] = [timer for timer in state.timers if timer.trigger not in ended or not ends(event.at, timer.since)]
     for rule in rules.begun_by[event.kind]:
         trigger = rule.trigger
         if not may_enter(state, trigger, event.at):
@@ -132,7 +138,7 @@ def started(state: State, event: Event, rules: Rules, shop: ShopSettings) -> Non
             continue
         if not rule.where(Happened(state, event)):
             continue
-        begun = _birthday(state, event, trigger, shop) if trigger.kind == "birthday" else _begun(state, event, trigger, shop)
+        begun = _birthday(state, event, trigger, shop) if trigger.kind == "birthday" else _begun(state, event, rule, shop)
         if begun is None:
             continue
         if waits and (trigger.restart or trigger.kind == "birthday"):
@@ -142,8 +148,19 @@ def started(state: State, event: Event, rules: Rules, shop: ShopSettings) -> Non
         state.timers.append(begun)
 
 
-def _begun(state: State, event: Event, trigger: Trigger, shop: ShopSettings) -> Timer:
-    return _timer(event.at, trigger, _occurrence(event), of_event(state, event, trigger, shop))
+def ends(at: float, since: float) -> bool:
+    """Whether an event at ``at`` may end a wait since then: an order belongs to its checkout also where the shop's clock is behind."""
+    return at >= since - MAX_AHEAD
+
+
+def _begun(state: State, event: Event, rule: Rule, shop: ShopSettings) -> Timer | None:
+    """A wait that this event begins; None where it doesn't name what the mail is about."""
+    trigger = rule.trigger
+    facts = of_event(state, event, trigger, shop)
+    if not rule.needs.issubset(slots_of(facts)):
+        return None
+    again = trigger.re_entry > 0 and trigger.name in state.entered
+    return _timer(event.at, trigger, _occurrence(event, again), facts, event.offset)
 
 
 def _birthday(state: State, event: Event, trigger: Trigger, shop: ShopSettings) -> Timer | None:
@@ -151,10 +168,10 @@ def _birthday(state: State, event: Event, trigger: Trigger, shop: ShopSettings) 
     found = _MONTH_DAY.fullmatch(str((event.traits or {}).get("birthday", "")))
     if found is None:
         return None
-    return birthday(event.at, int(found[1]), int(found[2]), state, trigger, shop)
+    return birthday(event.at, int(found[1]), int(found[2]), state, trigger, shop, event.offset)
 
 
-def birthday(after: float, month: int, day: int, state: State, trigger: Trigger, shop: ShopSettings) -> Timer | None:
+def birthday(after: float, month: int, day: int, state: State, trigger: Trigger, shop: ShopSettings, offset: int) -> Timer | None:
     """A wait that ends at nine in the morning of the next such day, in the customer's zone; None where there is no such day."""
     place = zone(state.standing.timezone, shop.timezone)
     year = datetime.fromtimestamp(after, place).year
@@ -164,18 +181,24 @@ def birthday(after: float, month: int, day: int, state: State, trigger: Trigger,
         except ValueError:
             continue
         if at > after:
-            return Timer(at, trigger.name, str(each), after, pack(complete(state, after, trigger, ())))
+            return Timer(at, trigger.name, str(each), after, pack(complete(state, after, trigger, ())), offset)
     return None
 
 
-def _timer(at: float, trigger: Trigger, occurrence: str, facts: Facts) -> Timer:
-    return Timer(at + trigger.wait, trigger.name, occurrence, at, pack(facts))
+def _timer(at: float, trigger: Trigger, occurrence: str, facts: Facts, offset: int) -> Timer:
+    return Timer(at + trigger.wait, trigger.name, occurrence, at, pack(facts), offset)
 
 
-def _occurrence(event: Event) -> str:
-    """What tells this firing from the customer's others: at most ``LONGEST_OCCURRENCE`` characters."""
+def _occurrence(event: Event, again: bool) -> str:
+    """What tells this firing from the customer's others: at most ``LONGEST_OCCURRENCE`` characters.
+
+    ``again``: the customer enters once more; a shop may give someone the same cart for years.
+    """
     said = event.properties
-    found = said.order_id or said.ticket_id or said.checkout_id or said.cart_id or event.message_id or str(round(event.at))
+    cart = said.checkout_id or said.cart_id
+    if cart and again:
+        cart = f"{cart}:{round(event.at)}"
+    found = said.order_id or said.ticket_id or cart or event.message_id or str(round(event.at))
     if len(found) <= LONGEST_OCCURRENCE:
         return found
     return hashlib.blake2b(found.encode("utf-8", "replace"), digest_size=16).hexdigest()
@@ -279,4 +302,4 @@ def _due_goods(state: State, rule: Rule, items: ItemsSnapshot | None, at: float,
 
 def timer_of(state: State, found: Found, at: float) -> Timer:
     """A found trigger as a timer that fires after its wait."""
-    return _timer(at, found.rule.trigger, found.occurrence, complete(state, at, found.rule.trigger, found.products))
+    return _timer(at, found.rule.trigger, found.occurrence, complete(state, at, found.rule.trigger, found.products), state.offset)

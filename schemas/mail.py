@@ -46,7 +46,7 @@ def seconds(text: str) -> float:
 
 
 class Source(msgspec.Struct, frozen=True):
-    """The record that made a trigger fire (for a timer: the last one applied to the customer)."""
+    """The event that made a trigger fire: the one that began its wait; the customer's last one where a look at them did."""
 
     topic: str
     partition: int

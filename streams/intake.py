@@ -294,7 +294,7 @@ async def serve(settings: Settings, stop: asyncio.Event, worker_id: str = "w0") 
         Intake(
             settings,
             worker_id,
-            Pass(settings.trigger, settings.sending, settings.shop, settings.training.attribution),
+            Pass(settings.trigger, settings.sending, settings.shop, settings.training.attribution, settings.kafka.topic(EVENTS)),
             next_timer,
             applied_offset,
         ),

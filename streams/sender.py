@@ -24,6 +24,8 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import KafkaError
 
 from models.message import check_shop, signer
@@ -95,6 +97,8 @@ class Sender(ConsumerRebalanceListener):
             session_timeout_ms=int(self.kafka.session_timeout * 1000),
             heartbeat_interval_ms=int(self.kafka.session_timeout * 150),
             rebalance_timeout_ms=int(self.kafka.session_timeout * 3000),
+            # By ranges a partition of both topics falls to one member. Round robin, for a group whose older members know no other.
+            partition_assignment_strategy=[RangePartitionAssignor, RoundRobinPartitionAssignor],
         )
         self.ends = Ends(self.consumer, self.kafka.topic(EVENTS))
         self._dispatch: Dispatch | None = None

@@ -178,7 +178,9 @@ class Book:
             if not missing:
                 said[move] = clause
             elif move not in chapter.optional:
-                raise PhrasebookError(f"{chapter.file}: template needs {{{min(missing)}}}, which this mail lacks: name a clause without it")
+                raise PhrasebookError(
+                    f"{Path(chapter.file).name}: template needs {{{min(missing)}}}, which this mail lacks: name a clause without it"
+                )
         return said
 
     def template(self, trigger: str, slots: Collection[str] = ALWAYS) -> str:

@@ -16,6 +16,7 @@ from schemas.config import SendingSettings, ShopSettings, Trigger
 from schemas.events import MAX_AHEAD, Event, Item, Properties
 
 START = 1.77e9
+SHOP = (SendingSettings(), ShopSettings())
 
 
 def said(at: float, kind: str, offset: int = 0, **traits: Any) -> Event:
@@ -60,6 +61,14 @@ def test_where_clocks_may_be_to_blame_the_objection_is_believed_and_a_later_perm
     assert after([*ahead, said(START + 61, "Subscribed")])[:2] == (True, False)
 
 
+@pytest.mark.parametrize("taken", [None, False, {"marketing": None}, {"marketing": False}, {"marketing": "false"}, {"marketing": 0}])
+def test_a_consent_that_is_not_plainly_true_any_more_is_none(taken: Any) -> None:
+    given = said(START, "identify", consent={"marketing": True})
+    assert after([given])[0]
+    assert after([given, said(START + 1, "identify", consent={"sms": False})])[0], "of marketing it says nothing"
+    assert not after([given, said(START + 1, "identify", consent=taken)])[0]
+
+
 def order(at: float, total: float, offset: int = 0) -> Event:
     goods = [Item("p", name="Rye", category="Bread", price=total)]
     return Event("c", "Order Completed", at, f"o{offset}", Properties(total=total, products=goods), None, 0, offset, "Order Completed")
@@ -78,9 +87,16 @@ def test_a_late_order_weighs_what_its_age_is_and_is_not_the_last() -> None:
 
 def test_a_late_event_does_not_restart_a_wait_that_a_newer_one_began() -> None:
     cart = Trigger(name="cart_abandoned", on="Product Added", wait=3600, restart=True)
-    passing = Pass([cart], SendingSettings(), ShopSettings())
+    passing = Pass([cart], *SHOP)
     states: dict[str, bytes] = {}
     for offset, at in enumerate((START, START + 600, START + 300)):
         states = passing.run(states, [said(at, "Product Added", offset)], 0.0, 4e9, 0).states
     (timer,) = load(states["c"]).timers
     assert timer.at == START + 600 + 3600
+
+
+def test_an_order_that_a_slower_clock_stamped_before_its_checkout_ends_the_wait_and_an_old_one_does_not() -> None:
+    passing = Pass([Trigger(name="checkout_abandoned", on="Checkout Started", wait=3600, cancel_on=("Order Completed",))], *SHOP)
+    for at, left in ((START - 2, 0), (START - MAX_AHEAD - 1, 1)):
+        states = passing.run({}, [said(START, "Checkout Started"), order(at, 5.0, 1)], 0.0, 4e9, 0).states
+        assert len(load(states["c"]).timers) == left

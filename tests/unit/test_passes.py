@@ -18,7 +18,7 @@ from models.state import load as load_state
 from schemas.config import SendingSettings, ShopSettings, Trigger
 from schemas.errors import SettingsError
 from schemas.events import Dead, Event, decode
-from schemas.mail import Gone, Standing, seconds
+from schemas.mail import Gone, Source, Standing, seconds
 
 DAY = 86400.0
 START = seconds("2026-03-02T15:00:00Z")
@@ -131,6 +131,38 @@ def test_an_order_waits_then_fires_with_its_facts_and_the_same_id_at_each_replay
         ids.add(intent.intent_id)
         assert not world.fire(START + 2 * DAY).intents
     assert len(ids) == 1
+
+
+def test_an_intent_names_the_event_that_began_its_wait_in_its_own_topic() -> None:
+    passing = Pass([CARE], SendingSettings(), ShopSettings(), topic="shop.customer.events")
+    states = passing.run({}, [event(3, START, order_id="o-1"), event(4, START + 60, "Product Viewed")], 0.0, 4e9, 2).states
+    (intent,) = passing.fire(states, START + 2 * DAY, 4e9, 2).intents
+    assert intent.source == Source("shop.customer.events", 2, 3)
+
+
+def test_the_same_cart_may_be_left_again_and_the_same_order_fires_once() -> None:
+    cart = Trigger(name="cart_abandoned", on="Product Added", wait=3600, re_entry=7 * DAY)
+    world = World(cart, msgspec.structs.replace(CARE, re_entry=0.0))
+    for offset, days in enumerate((0, 1, 8)):
+        world.run(event(offset, START + days * DAY, "Product Added", cart_id="always-the-same"))
+        world.fire(START + days * DAY + 7200)
+    for offset in (10, 11):
+        world.run(event(offset, START + 9 * DAY + offset, order_id="o-1", message=f"again-{offset}"))
+        world.fire(START + 11 * DAY + offset)
+    found = [(intent.trigger, intent.intent_id) for said in world.said for intent in said.intents]
+    assert [trigger for trigger, _ in found] == ["cart_abandoned", "cart_abandoned", "post_purchase"]
+    assert len(set(found)) == 3
+
+
+def test_a_trigger_whose_mail_would_have_nothing_to_name_does_not_fire() -> None:
+    world = World(Trigger(name="back_in_stock", on="Product Back In Stock"))
+    world.run(
+        event(0, START, "Product Back In Stock", product_id="p-1"),
+        event(1, START, "Product Back In Stock", products=[{"product_id": "p-1", "name": "N" * 90}]),
+    )
+    assert world.fire(START + 1).intents == []
+    world.run(event(2, START + 2, "Product Back In Stock", products=[{"product_id": "p-1", "name": "Rye"}]))
+    assert [intent.facts.products[0].name for intent in world.fire(START + 3).intents] == ["Rye"]
 
 
 def test_an_intent_says_what_the_gate_will_say_so_that_no_words_are_written_for_it() -> None:

@@ -22,8 +22,8 @@ def intent(customer: str = "ann", name: str = "Harbour Blend", price: float | No
 
 
 def test_slots_are_those_that_facts_can_fill() -> None:
-    assert slots_of(intent()) == ("category", "coupon_code", "offer", "price_1", "product_1", "product_2")
-    assert "price_1" not in slots_of(intent(price=None))
+    assert slots_of(intent().facts) == ("category", "coupon_code", "offer", "price_1", "product_1", "product_2")
+    assert "price_1" not in slots_of(intent(price=None).facts)
 
 
 def test_customers_share_a_prompt_and_nothing_personal_or_numeric_is_in_it() -> None:

@@ -9,12 +9,12 @@ import msgspec
 
 from mailtide.reading import partition_count, partition_of, records
 from models.passes import describe
+from models.state import RECENT, RECENT_MOST, RECENT_SECONDS
 from schemas.config import Settings
 from schemas.events import Dead, decode
 from schemas.topics import CUSTOMERS, EVENTS
 
 FORWARDED = "mailtide.forwarded"
-REMEMBERED = 64  # ids of a customer that intake knows again at least
 
 
 class Tally(msgspec.Struct):
@@ -27,13 +27,14 @@ class Tally(msgspec.Struct):
 
 
 class _Seen(msgspec.Struct):
-    """Of one customer: how many events must count, and how many may (ids repeated after REMEMBERED others, clocks ahead).
+    """Of one customer: how many events must count, and how many may (ids that intake may have forgotten, clocks ahead).
 
-    ``ids``: each id with the number of the event that bore it last.
+    ``ids``: each id with the number and the time of the event that bore it last.
     """
 
-    ids: dict[int, int]
+    ids: dict[int, tuple[int, float]]
     told: int = 0
+    newest: float = 0.0
     least: int = 0
     most: int = 0
 
@@ -52,10 +53,11 @@ def tally(settings: Settings, *, proves: bool) -> Tally:
         found.events += 1
         seen = customers[event.customer]
         seen.told += 1
+        seen.newest = max(seen.newest, event.at)
         known = hash(event.message_id or (record.partition, record.offset))
         last = seen.ids.get(known)
-        seen.ids[known] = seen.told
-        seen.most += last is None or seen.told - last > REMEMBERED
+        seen.ids[known] = seen.told, event.at
+        seen.most += last is None or _forgotten(seen, *last)
         # A forwarded record without an id may stand there twice; one ahead of its time may have been refused then.
         sure = bool(event.message_id) or not moved
         early = isinstance(decode(record.value, record.timestamp / 1000, headers=record.headers), Dead)
@@ -71,6 +73,12 @@ def tally(settings: Settings, *, proves: bool) -> Tally:
         if not seen.least <= have <= seen.most:
             found.wrong.append((number, f"customer {customer}: the state counts {have} events, there are {seen.least} to {seen.most}"))
     return found
+
+
+def _forgotten(seen: _Seen, number: int, at: float) -> bool:
+    """Whether intake need not know an id any more that came so many events and so long ago."""
+    since = seen.told - number
+    return since > RECENT_MOST or (since > RECENT and at <= seen.newest - RECENT_SECONDS)
 
 
 def _counted(state: bytes, wall: float) -> int:

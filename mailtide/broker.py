@@ -114,11 +114,10 @@ def running(settings: Settings, halt: Halt | None = None) -> Iterator[Settings]:
         process, bootstrap = start(settings, halted)
         ready = with_bootstrap(settings, bootstrap)
         keeper = _keeper(process, ready, halted)
-        endpoints.put(home, kafka=bootstrap)
         try:
-            yield ready
+            with endpoints.listed(home, "kafka", bootstrap):
+                yield ready
         finally:
-            endpoints.drop(home, "kafka")
             keeper.stop(max(LEAST_STOP_SECONDS, halt.left(WHOLE)) if halt and halt.is_set() else STOP_SECONDS)
 
 

@@ -22,7 +22,7 @@ from mailtide.readers import Readers
 from mailtide.replay import Summary, replay
 from mailtide.report import print_summary
 from mailtide.supervisor import SERVICES, Supervisor
-from mailtide.up import ground
+from mailtide.up import alone, ground
 from schemas.config import Settings
 from schemas.errors import MailtideError
 
@@ -35,7 +35,7 @@ STATE = (
     "training",
     "artifacts",
     "outbox",
-    "run",
+    "run/*.json",  # its locks stay: whoever holds one must keep it
     "logs",
     "keys",
     "profiles.db",
@@ -91,8 +91,7 @@ def prepare(settings: Settings) -> None:
             raise MailtideError(f"{home} holds events that are no demo's: choose another MAILTIDE_HOME for the demo")
         (home / MARK).touch()
         return
-    for name in STATE:
-        place = home / name
+    for place in [place for name in STATE for place in home.glob(name)]:
         if place.is_dir():
             shutil.rmtree(place)
         else:
@@ -103,10 +102,11 @@ def main(settings: Settings, days: int | None, customers: int | None, console: C
     """Run the demo; the summary, which also stands in ``<home>/demo.json``."""
     started = time.monotonic()
     settings = msgspec.structs.replace(settings, clock="event")
-    prepare(settings)
-    console.print("starting Kafka, its topics and the mail server")
-    with ground(settings) as ready:
-        return _run(ready, days or DAYS, customers or CUSTOMERS, console, started)
+    with alone(Path(settings.home)):
+        prepare(settings)
+        console.print("starting Kafka, its topics and the mail server")
+        with ground(settings) as ready:
+            return _run(ready, days or DAYS, customers or CUSTOMERS, console, started)
 
 
 def _run(settings: Settings, days: int, customers: int, console: Console, started: float) -> dict[str, Any]:

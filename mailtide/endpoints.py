@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,9 +27,29 @@ def put(home: Path, **named: Any) -> None:
     _change(home, lambda known: known | named)
 
 
-def drop(home: Path, name: str) -> None:
-    """Take an endpoint out."""
-    _change(home, lambda known: {key: value for key, value in known.items() if key != name})
+@contextmanager
+def listed(home: Path, name: str, address: str) -> Iterator[None]:
+    """Name an endpoint as long as the block runs.
+
+    On leaving, what it replaced stands there again if somebody still answers there, and another's address that replaced it stays.
+    """
+    before = read(home).get(name)
+    put(home, **{name: address})
+    try:
+        yield
+    finally:
+        again = {name: before} if before not in (None, address) and _answers(str(before)) else {}
+
+        def leave(known: dict[str, Any]) -> dict[str, Any]:
+            return {key: at for key, at in known.items() if key != name} | again if known.get(name) == address else known
+
+        _change(home, leave)
+
+
+def answering(home: Path, name: str) -> str:
+    """The address that stands there, if somebody answers at it; else ""."""
+    address = str(read(home).get(name, ""))
+    return address if address and _answers(address) else ""
 
 
 def sweep(home: Path) -> None:

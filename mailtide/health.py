@@ -41,9 +41,8 @@ class Pulse:
 def serving(settings: Settings, name: str, live: Checks, ready: Checks) -> Iterator[Probe]:
     """Listen on ``health_port`` (0, or taken: a free one) and write the address into endpoints.json under ``name``."""
     probe = listen(settings.listen_host, settings.health_port, name, REGISTRY, live, ready)
-    endpoints.put(Path(settings.home), **{name: probe.url})
     try:
-        yield probe
+        with endpoints.listed(Path(settings.home), name, probe.url):
+            yield probe
     finally:
-        endpoints.drop(Path(settings.home), name)
         probe.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,6 @@ def _number(value: float | None) -> str:
 
 def monitor(settings: Settings) -> None:
     """Run the monitor until told to stop."""
-    with broker.running(settings) as ready, signals() as halt, deadline(halt, "monitor"):
-        try:
-            serve(ready, halt, lambda probe: endpoints.put(Path(settings.home), monitor=f"{probe.url}/metrics"))
-        finally:
-            endpoints.drop(Path(settings.home), "monitor")
+    home = Path(settings.home)
+    with broker.running(settings) as ready, signals() as halt, deadline(halt, "monitor"), ExitStack() as served:
+        serve(ready, halt, lambda probe: served.enter_context(endpoints.listed(home, "monitor", f"{probe.url}/metrics")))

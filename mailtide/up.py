@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,21 +24,49 @@ log = structlog.get_logger()
 
 
 @contextlib.contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """Hold the home's services as long as the block runs: the kernel lets go of them, too, when the process is killed.
+
+    Raises MailtideError where another `up` or `demo` holds them.
+    """
+    file = home / "run" / "up.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+") as lock:  # not "w": whoever is refused must not wipe out who holds it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = f"process {pid}" if (pid := lock.read()) else "another process"
+            raise MailtideError(
+                f"{holder} runs the services of {home.resolve()} already: stop it, or give this one a MAILTIDE_HOME of its own"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+@contextlib.contextmanager
 def ground(settings: Settings, halt: Halt | None = None) -> Iterator[Settings]:
     """Kafka with its topics, and an SMTP server: settings in which both addresses stand. ``halt`` as for ``broker.running``."""
-    with broker.running(settings, halt) as with_kafka:
-        topics.create(with_kafka)
-        if with_kafka.smtp.url:
-            yield with_kafka
-            return
-        server = outbox.start(with_kafka)
+    # The mail server first: a worker that finds this home's Kafka finds it, too.
+    with _mail_server(settings) as with_smtp, broker.running(with_smtp, halt) as ready:
+        topics.create(ready)
+        yield ready
+
+
+@contextlib.contextmanager
+def _mail_server(settings: Settings) -> Iterator[Settings]:
+    if settings.smtp.url:
+        yield settings
+        return
+    server = outbox.start(settings)
+    try:
         url = f"smtp://127.0.0.1:{server.port}"
-        endpoints.put(Path(settings.home), smtp=url)
-        try:
-            yield msgspec.structs.replace(with_kafka, smtp=msgspec.structs.replace(with_kafka.smtp, url=url))
-        finally:
-            endpoints.drop(Path(settings.home), "smtp")
-            server.stop()
+        with endpoints.listed(Path(settings.home), "smtp", url):
+            yield msgspec.structs.replace(settings, smtp=msgspec.structs.replace(settings.smtp, url=url))
+    finally:
+        server.stop()
 
 
 @contextlib.contextmanager
@@ -57,15 +87,16 @@ def signals() -> Iterator[Halt]:
 
 def main(settings: Settings) -> None:
     """Block until told to stop; drain, then return."""
-    if not settings.kafka.bootstrap:
-        kafka_jars()  # a first run's download, which the usual signals may still end at once
-    with signals() as halt:
-        try:
-            with ground(settings, halt) as ready:
-                _serve(ready, halt)
-        except MailtideError:
-            if not halt.is_set():
-                raise  # else it was given up because we were told to stop
+    with alone(Path(settings.home)):
+        if not settings.kafka.bootstrap:
+            kafka_jars()  # a first run's download, which the usual signals may still end at once
+        with signals() as halt:
+            try:
+                with ground(settings, halt) as ready:
+                    _serve(ready, halt)
+            except MailtideError:
+                if not halt.is_set():
+                    raise  # else it was given up because we were told to stop
     log.info("down")
 
 

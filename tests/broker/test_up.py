@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -95,6 +96,15 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
+def _ready(home: Path, name: str) -> bool:
+    """Whether this service says that its stages have joined."""
+    try:
+        with urllib.request.urlopen(f"{endpoints.read(home)[name]}/health/ready", timeout=5):
+            return True
+    except (KeyError, OSError):
+        return False
+
+
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
     made = Up(tmp_path / "home")
@@ -153,6 +163,26 @@ def test_no_orphan_of_one_that_is_killed_and_a_drain_ends_in_time(up: Up) -> Non
     finally:
         again.process.kill()
         again.process.wait()
+
+
+def test_a_second_is_refused_and_what_runs_beside_the_first_finds_it_and_leaves_its_endpoints_alone(up: Up) -> None:
+    up.until(lambda: up.said("up") and {"smtp", "monitor"} <= endpoints.read(up.home).keys())
+    served = endpoints.read(up.home)
+    told = f"process {up.process.pid} runs the services of {up.home} already: stop it, or give this one a MAILTIDE_HOME of its own"
+    for words in (["up"], ["demo"]):
+        second = subprocess.run([*MAILTIDE, *words], env=up.environment, capture_output=True, text=True, check=False, timeout=120)
+        assert (second.returncode, second.stderr) == (1, f"mailtide: {told}\n")
+    with subprocess.Popen([*MAILTIDE, "monitor"], env=up.environment) as beside:
+        up.until(lambda: endpoints.read(up.home)["monitor"] != served["monitor"])
+        beside.terminate()
+    assert endpoints.read(up.home)["monitor"] == served["monitor"]
+    with subprocess.Popen([*MAILTIDE, "worker", "--stages", "sender"], env=up.environment) as beside:
+        name = "worker-w2"  # the first's own are w0 and w1
+        up.until(lambda: beside.poll() is not None or _ready(up.home, name))
+        beside.terminate()
+    assert beside.returncode == 0
+    left = endpoints.read(up.home)
+    assert {name: left[name] for name in ("kafka", "smtp", "monitor")} == {name: served[name] for name in ("kafka", "smtp", "monitor")}
 
 
 def test_told_to_end_before_kafka_answers_it_ends_at_once(up: Up) -> None:

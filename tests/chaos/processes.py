@@ -67,7 +67,7 @@ def monitor(flock: Flock, told: Told, _chance: random.Random) -> None:
         flock.until(lambda: "monitor" in endpoints.read(Path(flock.settings.home)))  # written once it serves
         flock.publish(piece)
         flock.kill("monitor")
-        endpoints.drop(Path(flock.settings.home), "monitor")
+        endpoints.sweep(Path(flock.settings.home))
 
 
 def come_and_go(flock: Flock, told: Told, chance: random.Random) -> None:

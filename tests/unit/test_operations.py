@@ -124,6 +124,23 @@ def test_what_a_killed_process_left_in_endpoints_is_swept(tmp_path: Path) -> Non
         assert endpoints.read(tmp_path) == {"worker-w1": lives}  # another's broker may have the old one's port by now
 
 
+def test_an_endpoint_is_listed_while_it_serves_and_another_s_is_left_alone(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        one, two = (f"http://127.0.0.1:{server.getsockname()[1]}/metrics" for server in (first, second))
+        with endpoints.listed(tmp_path, "monitor", one):
+            with endpoints.listed(tmp_path, "monitor", two):
+                assert endpoints.read(tmp_path) == {"monitor": two}
+            assert endpoints.read(tmp_path) == {"monitor": one}
+            endpoints.put(tmp_path, monitor=two)
+        assert endpoints.answering(tmp_path, "monitor") == two
+        second.close()
+        assert endpoints.answering(tmp_path, "monitor") == ""
+        with endpoints.listed(tmp_path, "monitor", one):
+            pass
+        assert endpoints.read(tmp_path) == {}  # what a killed one left doesn't come back
+        assert endpoints.answering(tmp_path, "monitor") == ""
+
+
 def test_a_broker_whose_parent_was_killed_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = tmp_path / ".lock"
     broker._let_go(tmp_path)

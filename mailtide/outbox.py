@@ -11,8 +11,10 @@ from email.parser import BytesHeaderParser
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from aiosmtpd.smtp import SMTP, Envelope
 
+from mailtide import endpoints
 from schemas.config import Settings
 from schemas.errors import SettingsError
 
@@ -104,6 +106,12 @@ class Outbox:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+
+
+def found(settings: Settings) -> Settings:
+    """With the mail server that `mailtide up` runs in this home, where the settings name none; as they are where there is neither."""
+    url = settings.smtp.url or endpoints.answering(Path(settings.home), "smtp")
+    return msgspec.structs.replace(settings, smtp=msgspec.structs.replace(settings.smtp, url=url))
 
 
 def start(settings: Settings) -> Outbox:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from mailtide import broker, drain, health, logs, stuck
+from mailtide import broker, drain, health, logs, outbox, stuck
 from schemas.config import Settings
 from schemas.errors import SettingsError
 
@@ -114,4 +114,4 @@ def main(settings: Settings, text: str) -> None:
     with broker.running(settings) as ready, identity(Path(ready.home)) as worker_id:
         failed = threading.Event()
         with drain.deadline(failed, "worker", code=1):
-            asyncio.run(_or_say_so(run(ready, chosen, worker_id), failed))
+            asyncio.run(_or_say_so(run(outbox.found(ready), chosen, worker_id), failed))

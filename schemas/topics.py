@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 DAY_MS = 86_400_000
+LARGEST_DEAD_LETTER = 16 << 20  # bytes: what came in a batch of 2 MiB, however well that was compressed, and headers on top
 
 EVENTS = "customer.events"
 DEAD_LETTERS = "customer.events.dlq"
@@ -59,8 +60,8 @@ TOPICS: tuple[Topic, ...] = (
         "what could not be read, whole, with the reason in its headers",
         partitions=1,
         retention_ms=7 * DAY_MS,
-        # The time stays the dead record's own, and a record of the full size gets headers on top.
-        config={"message.timestamp.type": "CreateTime", "max.message.bytes": "4194304"},
+        # The time stays the dead record's own.
+        config={"message.timestamp.type": "CreateTime", "max.message.bytes": str(LARGEST_DEAD_LETTER)},
     ),
     Topic(INTENTS, "a trigger fired for a customer", retention_ms=30 * DAY_MS),
     Topic(DRAFTS, "words with slots, waiting for the gate", retention_ms=30 * DAY_MS),

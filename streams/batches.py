@@ -1,4 +1,4 @@
-"""Batches of Kafka records for a stage, on Faust. With ``streams.consumer`` the one place that leans on its and aiokafka's private names.
+"""Batches of Kafka records for a stage, on Faust. With ``streams.consumer`` and ``streams.large`` the places that lean on private names.
 
 ``tests/unit/test_batches_private.py`` fails as soon as one of the names moves.
 

@@ -26,6 +26,7 @@ from schemas.topics import CLUSTERS, CUSTOMERS, DEAD_LETTERS, EVENTS, FEEDBACK, 
 from streams.batches import Batch, BatchApp
 from streams.follow import follow
 from streams.kafka import producer
+from streams.large import open_producer
 from streams.metrics import STAGES, Value, labelled
 from streams.outbox import Outbox
 from streams.partition import Partition
@@ -86,6 +87,7 @@ class Intake:
             raise TopicMismatch(
                 f"topic {self.topic[EVENTS]} or {self.topic[DEAD_LETTERS]} can't be read ({error}): run 'mailtide topics create'"
             ) from error
+        self.large = await open_producer(kafka)
         self.places = Places(self.topic[EVENTS], self.topic[DEAD_LETTERS], len(partitions), len(dead))
         hooks: dict[str, Any] = {"on_assigned": self.assigned, "on_revoked": self.revoked}
         self.app = BatchApp(GROUP, kafka, [self.topic[EVENTS]], self.handle, **hooks, buffer=BUFFER, fetch_bytes=FETCH_BYTES)
@@ -110,6 +112,7 @@ class Intake:
     async def close(self) -> None:
         """Finish what runs, leave the group, disconnect."""
         await self.app.stop()
+        await self.large.stop()
         await self.producer.stop()
         await asyncio.to_thread(self.profiles.close)
 
@@ -204,7 +207,7 @@ class _Work:
         self.intake, self.part = intake, part
         self.states: dict[str, bytes] = {}
         self.gate: list[tuple[bytes, bytes]] = []
-        self.outbox = Outbox(intake.producer)
+        self.outbox = Outbox(intake.producer, intake.large)
 
     def __bool__(self) -> bool:
         return bool(self.states) or bool(self.outbox)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import IllegalOperation
 
-Header = tuple[str, bytes]
+from streams.large import Header, Record, first_taken
 
 
 class Outbox:
-    """``add`` what is to go, then ``send``: a future for each batch, in order within each partition."""
+    """``add`` what is to go, then ``send``: a future for each batch, in order within each partition.
 
-    def __init__(self, producer: AIOKafkaProducer) -> None:
-        self._producer = producer
+    ``large``: the producer for ``add_large``, from ``streams.large``; not needed without that.
+    """
+
+    def __init__(self, producer: AIOKafkaProducer, large: AIOKafkaProducer | None = None) -> None:
+        self._producer, self._large = producer, large
         self._ready: dict[tuple[str, int], list[Any]] = {}
+        self._tries: list[tuple[Sequence[Record], dict[str, Any]]] = []
         self.sizes: list[int] = []  # records in each batch of the last ``send``
 
     def __bool__(self) -> bool:
-        return bool(self._ready)
+        return bool(self._ready) or bool(self._tries)
 
     def add(
         self,
@@ -34,6 +38,10 @@ class Outbox:
     ) -> None:
         """One record; ``topic`` as the cluster knows it, ``timestamp`` in milliseconds where the topic keeps the producer's."""
         self._put(topic, partition, key, value, list(headers), timestamp)
+
+    def add_large(self, tries: Sequence[Record], place: dict[str, Any]) -> None:
+        """The first of these that Kafka takes; ``place`` says for the log whence it came."""
+        self._tries.append((tries, place))
 
     def extend(self, topic: str, partition: int, records: Iterable[tuple[bytes, bytes]]) -> None:
         """Keys and values, in order."""
@@ -68,7 +76,14 @@ class Outbox:
                 except IllegalOperation:
                     await acknowledged(sent)  # aiokafka tells why only to whoever waits for what it took before
                     raise
+        if self._tries:
+            tries, self._tries = self._tries, []
+            sent.append(asyncio.ensure_future(self._send_large(tries)))
         return sent
+
+    async def _send_large(self, several: list[tuple[Sequence[Record], dict[str, Any]]]) -> None:
+        for tries, place in several:  # one after the other: each may take a lot of memory
+            await first_taken(cast(AIOKafkaProducer, self._large), tries, place)
 
 
 def _full(**_: Any) -> None:

@@ -10,7 +10,8 @@ import msgspec
 
 from schemas.events import Dead, Event, decode
 from streams.kafka import partition_of
-from streams.outbox import Header, Outbox
+from streams.large import Header, Record, cut, is_large
+from streams.outbox import Outbox
 
 FORWARDED = "mailtide.forwarded"
 ORIGIN = "mailtide.origin"  # "partition:offset" of the record that was forwarded: its identity where the event has none
@@ -46,7 +47,11 @@ def sift(records: Sequence[Any], places: Places, partition: int, wall: float, ou
         event = decode(record.value, wall, partition, record.offset, record.headers)
         if isinstance(event, Dead):
             sifted.count(f"dead.{event.reason}")
-            _bury(record, event, places, partition, outbox)
+            letter, short = _buried(record, event, places, partition)
+            if is_large(letter):
+                outbox.add_large((letter, short), _place(record, places, partition))
+            else:
+                outbox.add(*letter)
             continue
         home = partition_of(event.customer.encode(), places.partitions)
         moved = _header(record.headers, FORWARDED) is not None if record.headers else False
@@ -54,7 +59,13 @@ def sift(records: Sequence[Any], places: Places, partition: int, wall: float, ou
             sifted.count("forwarded")
             origin = f"{partition}:{record.offset}".encode()
             headers = (*record.headers, (FORWARDED, b"1"), (ORIGIN, origin))
-            outbox.add(places.events, home, event.customer.encode(), record.value, headers)
+            forward = Record(places.events, home, event.customer.encode(), record.value, headers)
+            if is_large(forward):
+                # Compressed it came, and with its headers it may be more than the topic takes.
+                dead = Dead("too_large", "with its headers it is too large for its customer's partition")
+                outbox.add_large((forward, *_buried(record, dead, places, partition)), _place(record, places, partition))
+            else:
+                outbox.add(*forward)
             continue
         if moved and not event.message_id:
             # Forwarding may be repeated after a crash; the second one has to be recognised.
@@ -72,10 +83,16 @@ def _header(headers: Sequence[Header], name: str) -> bytes | None:
     return None
 
 
-def _bury(record: Any, dead: Dead, places: Places, partition: int, outbox: Outbox) -> None:
-    """Key, value, headers and time unchanged; Kafka Connect's names for the rest, so that its tools work. No personal data."""
-    headers = (
-        *record.headers,
+def _place(record: Any, places: Places, partition: int) -> dict[str, Any]:
+    return {"topic": places.events, "partition": partition, "offset": record.offset}
+
+
+def _buried(record: Any, dead: Dead, places: Places, partition: int) -> tuple[Record, Record]:
+    """The dead letter, and what to send where Kafka won't take that.
+
+    Key, value, headers and time unchanged; Kafka Connect's names for the rest, so that its tools work. No personal data.
+    """
+    own = (
         ("__connect.errors.topic", places.events.encode()),
         ("__connect.errors.partition", str(partition).encode()),
         ("__connect.errors.offset", str(record.offset).encode()),
@@ -84,4 +101,5 @@ def _bury(record: Any, dead: Dead, places: Places, partition: int, outbox: Outbo
         (REASON, dead.reason.encode()),
     )
     where = partition_of(record.key, places.dead_partitions) if record.key else 0
-    outbox.add(places.dead_letters, where, record.key, record.value, headers, max(record.timestamp, 0))
+    whole = Record(places.dead_letters, where, record.key, record.value, record.headers, max(record.timestamp, 0))
+    return whole._replace(headers=(*record.headers, *own)), cut(whole, own)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import StoreError
 from streams.kafka import partition_of
+from streams.large import CUT, CUT_BYTES
 from streams.schedule import Schedule
 from streams.sift import FORWARDED, ORIGIN, Places, sift
 from streams.store import CLOCK, Clock, Store, _merge
@@ -128,8 +129,13 @@ class Record:
 class Gathered:
     added: list[tuple[Any, ...]] = field(default_factory=list)
 
+    large: list[tuple[Any, ...]] = field(default_factory=list)
+
     def add(self, *record: Any) -> None:
         self.added.append(record)
+
+    def add_large(self, *tries: Any) -> None:
+        self.large.append(tries)
 
 
 PLACES = Places("customer.events", "customer.events.dlq", 6)
@@ -150,8 +156,8 @@ def test_a_stray_goes_home_once_and_keeps_an_identity() -> None:
     away = (home + 1) % 6
     sifted = sift([Record(BODY, headers=(("traceparent", b"t"),))], PLACES, away, 2e9, out)
     assert (sifted.events, sifted.counts) == ([], {"forwarded": 1, "read": 0})
-    topic, partition, key, value, headers = out.added[0]
-    assert (topic, partition, key, value) == ("customer.events", home, b"c-1", BODY)
+    topic, partition, key, value, headers, timestamp = out.added[0]
+    assert (topic, partition, key, value, timestamp) == ("customer.events", home, b"c-1", BODY, None)
     assert headers == (("traceparent", b"t"), (FORWARDED, b"1"), (ORIGIN, f"{away}:4".encode()))
     arrived = [sift([Record(BODY, offset=n, headers=headers)], PLACES, home, 2e9, Gathered()).events[0] for n in (8, 9)]  # type: ignore[arg-type]
     assert arrived[0].message_id == arrived[1].message_id != ""
@@ -169,6 +175,30 @@ def test_a_dead_letter_is_unchanged_but_for_its_headers() -> None:
     assert headers[0] == ("h", b"v")
     assert dict(headers)["mailtide.reason"] == b"not_json"
     assert not any(b"ann@" in content for _, content in headers)
+
+
+def test_a_large_dead_letter_has_a_shorter_one_behind_it_and_its_place_for_the_log() -> None:
+    out: Any = Gathered()
+    headers = (("h", b"v"), ("null", None))
+    sifted = sift([Record(b"x" * (2 << 20), b"k" * 100_000, headers=headers)], PLACES, 3, 2e9, out)  # type: ignore[arg-type]
+    assert (sifted.counts, out.added) == ({"dead.too_large": 1, "read": 0}, [])
+    ((whole, short), place) = out.large[0]
+    assert place == {"topic": "customer.events", "partition": 3, "offset": 4}
+    assert (whole.key, whole.value, whole.headers[:2]) == (b"k" * 100_000, b"x" * (2 << 20), headers)
+    assert (short.key, short.value) == (b"k" * CUT_BYTES, b"x" * CUT_BYTES)
+    assert short.headers == (*whole.headers, (CUT, str((2 << 20) + 100_000 + len("hvnull")).encode()))
+    sift([Record(b"{", headers=(("h", b"v" * (2 << 20)),))], PLACES, 3, 2e9, out)
+    assert "h" not in dict(out.large[1][0][1].headers)
+
+
+def test_a_large_stray_is_set_aside_where_its_home_refuses_it() -> None:
+    out: Any = Gathered()
+    home = partition_of(b"c-1", 6)
+    sifted = sift([Record(BODY, headers=(("h", b"v" * (1 << 20)),))], PLACES, (home + 1) % 6, 2e9, out)
+    assert (sifted.counts, out.added) == ({"forwarded": 1, "read": 0}, [])
+    forward, whole, short = out.large[0][0]
+    assert [record.topic for record in (forward, whole, short)] == ["customer.events", "customer.events.dlq", "customer.events.dlq"]
+    assert [dict(record.headers).get("mailtide.reason") for record in (forward, whole, short)] == [None, b"too_large", b"too_large"]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ LOOK_EVERY = 3.0  # days between looks at a customer who was here lately
 LATELY, LOOK_LATER, LAST_LOOK = 60.0, 15.0, 400.0  # days of silence, days between looks after them, days after which nobody looks
 HORIZON = 30 * DAY  # seconds until a decision of the visit model has matured
 ATTRIBUTION = 7 * DAY  # seconds after a mail in which an order counts as following it, where the settings say nothing
+LONGEST_BASKET = 1 << 17  # characters of goods that the learner is told of an order: in no shop's basket, but in an event of a full MiB
 MOST_OPEN = 16  # intents watched for one customer; the oldest goes first
 STANDING = frozenset({"identify", "Subscribed", "Unsubscribed", "Email Bounced", "Email Marked as Spam"})
 OBJECTIONS = frozenset({"unsubscribed", "complained"})
@@ -310,6 +311,7 @@ class Pass:
 def _basket(state: State, event: Event, shop: ShopSettings) -> Basket | None:
     """What the learner of goods is told of an order; None where it names no category."""
     products: dict[str, list[str]] = {}
+    room = LONGEST_BASKET
     currency = event.properties.currency or shop.currency
     for item in event.properties.products:
         name = item.category[:LONGEST_KIND]
@@ -317,6 +319,10 @@ def _basket(state: State, event: Event, shop: ShopSettings) -> Basket | None:
             told = products.setdefault(name, [])
             if item.name:
                 told.append(_told(item.product_id or item.sku, item.name, name, item.price, currency))
+                room -= len(told[-1])
+            room -= len(name)
+            if room < 0:
+                break
     if not products:
         return None
     owned = state.categories

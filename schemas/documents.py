@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from schemas import mail, release, topics
-from schemas.events import MAX_BYTES, TRACKED, Properties
+from schemas.events import LONGEST_CUSTOMER, MAX_BYTES, TRACKED, Properties
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -45,6 +45,7 @@ def event_schema() -> dict[str, Any]:
     (_,), components = msgspec.json.schema_components((Properties,), ref_template="#/$defs/{name}")
     text, time = {"type": ["string", "null"]}, {"type": ["string", "null"], "format": "date-time"}
     identity = {"type": ["string", "number", "null"]}
+    customer = {**identity, "maxLength": LONGEST_CUSTOMER}
     return {
         "$schema": DIALECT,
         "title": "Event",
@@ -54,8 +55,8 @@ def event_schema() -> dict[str, Any]:
             "messageId": {**identity, "description": "the same one counts once for a customer"},
             "type": {"type": "string", "description": "track, identify, page; any other counts as activity"},
             "event": {**text, "description": "understood: " + ", ".join(TRACKED) + "; any other counts as activity"},
-            "userId": {**identity, "description": "the customer"},
-            "anonymousId": {**identity, "description": "the customer where there is no userId"},
+            "userId": {**customer, "description": "the customer"},
+            "anonymousId": {**customer, "description": "the customer where there is no userId"},
             "timestamp": {**time, "description": "when it happened, RFC 3339; at most 5 minutes ahead"},
             "originalTimestamp": {**time, "description": "where there is no timestamp"},
             "receivedAt": {**time, "description": "where there is neither"},

@@ -87,7 +87,11 @@ class Intake:
             raise TopicMismatch(
                 f"topic {self.topic[EVENTS]} or {self.topic[DEAD_LETTERS]} can't be read ({error}): run 'mailtide topics create'"
             ) from error
-        self.large = await open_producer(kafka)
+        try:
+            self.large = await open_producer(kafka)
+        except KafkaUnavailable:
+            await self.producer.stop()
+            raise
         self.places = Places(self.topic[EVENTS], self.topic[DEAD_LETTERS], len(partitions), len(dead))
         hooks: dict[str, Any] = {"on_assigned": self.assigned, "on_revoked": self.revoked}
         self.app = BatchApp(GROUP, kafka, [self.topic[EVENTS]], self.handle, **hooks, buffer=BUFFER, fetch_bytes=FETCH_BYTES)

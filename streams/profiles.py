@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import os
 import sqlite3
 import tempfile
@@ -34,11 +35,13 @@ _NONCE = 12  # bytes, as GCM wants them
 _BUSY_SECONDS = 30.0  # a writer waits for another process's write
 _CHUNK = 500  # customers in one query; SQLite allows 32,766 parameters, older ones 999
 
+_LONGEST = 1024  # bytes of an id in a row's key
+
 _metadata = MetaData()
 _profiles = Table(
     "profiles",
     _metadata,
-    Column("customer", String(1024), primary_key=True),
+    Column("customer", String(_LONGEST), primary_key=True),
     Column("key", LargeBinary, nullable=False),
     Column("body", LargeBinary, nullable=False),
 )
@@ -133,10 +136,10 @@ class Profiles:
                         profile = merged(profile, traits, at)
                     body = _sealed(AESGCM(key), customer, msgspec.json.encode(profile))
                     if row:
-                        connection.execute(_profiles.update().where(_profiles.c.customer == customer).values(body=body))
+                        connection.execute(_profiles.update().where(_profiles.c.customer == _row_of(customer)).values(body=body))
                     else:
                         wrapped = _sealed(self._master, customer, key)
-                        connection.execute(_profiles.insert().values(customer=customer, key=wrapped, body=body))
+                        connection.execute(_profiles.insert().values(customer=_row_of(customer), key=wrapped, body=body))
         except SQLAlchemyError as error:
             raise _error(error) from error
 
@@ -153,7 +156,7 @@ class Profiles:
         """Delete the customer's key and profile; whether there was one."""
         try:
             with self._engine.begin() as connection:
-                found = connection.execute(delete(_profiles).where(_profiles.c.customer == customer)).rowcount > 0
+                found = connection.execute(delete(_profiles).where(_profiles.c.customer == _row_of(customer))).rowcount > 0
             if self._engine.dialect.name == "sqlite":
                 raw = self._engine.raw_connection()  # outside a transaction, where a checkpoint is allowed
                 try:
@@ -172,8 +175,9 @@ class Profiles:
     def _rows(connection: Any, customers: list[str]) -> dict[str, tuple[bytes, bytes]]:
         rows: dict[str, tuple[bytes, bytes]] = {}
         for start in range(0, len(customers), _CHUNK):
-            wanted = select(_profiles).where(_profiles.c.customer.in_(customers[start : start + _CHUNK]))
-            rows |= {row.customer: (row.key, row.body) for row in connection.execute(wanted)}
+            names = {_row_of(customer): customer for customer in customers[start : start + _CHUNK]}
+            wanted = select(_profiles).where(_profiles.c.customer.in_(list(names)))
+            rows |= {names[row.customer]: (row.key, row.body) for row in connection.execute(wanted)}
         return rows
 
     def _unwrap(self, customer: str, wrapped: bytes) -> bytes:
@@ -183,6 +187,12 @@ class Profiles:
             raise StoreError(
                 "a profile's key can't be opened: the master key is another one than it was written with (store.key)"
             ) from error
+
+
+def _row_of(customer: str) -> str:
+    """The key of the customer's row: the id, or a digest of one that a database such as PostgreSQL takes for no key."""
+    raw = customer.encode()
+    return customer if len(raw) <= _LONGEST and b"\0" not in raw else f"blake2b:{hashlib.blake2b(raw, digest_size=32).hexdigest()}"
 
 
 def _sealed(cipher: AESGCM, customer: str, plain: bytes) -> bytes:

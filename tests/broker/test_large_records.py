@@ -14,6 +14,7 @@ from kafka.admin import NewTopic
 from mailtide import topics
 from mailtide.customers import show
 from schemas.config import KafkaSettings, Settings
+from schemas.events import LONGEST_CUSTOMER
 from schemas.topics import DEAD_LETTERS, EVENTS, LARGEST_DEAD_LETTER
 from streams.intake import serve
 from streams.kafka import partition_of, producer
@@ -21,6 +22,10 @@ from tests.broker.test_intake import caught_up, everything, until
 
 pytestmark = pytest.mark.broker
 BLOCK = random.Random(1).randbytes(1_000_000)  # zstd sees that it comes again; gzip, which looks back 32 KiB, doesn't
+WORDY = {
+    "order_id": "o" * 5000,
+    "products": [{"name": f"Bread {n}", "category": f"{n} " + "x" * 900, "price": 2} for n in range(600)],
+}
 
 
 def event(**more: Any) -> bytes:
@@ -90,6 +95,20 @@ async def test_an_event_too_large_for_its_home_is_set_aside(settings: Settings) 
     record = {"value": event(userId="far"), "key": b"k", "partition": away_from("far"), "headers": headers}
     letter = (await taken(settings, "zstd", record))["too_large"]
     assert (letter.key, letter.value, letter.headers[0]) == (b"k", event(userId="far"), headers[0])
+
+
+async def test_the_longest_id_has_room_in_every_record_and_a_longer_one_is_set_aside(settings: Settings) -> None:
+    far = "🧁" * LONGEST_CUSTOMER
+    traits = {"email": "a@b.example", "consent": {"marketing": True}, "birthday": "1990-02-03"}
+    at_home = partition_of(far.encode(), 2)
+    several = [
+        {"value": event(userId=far, type="identify", traits=traits), "partition": at_home},
+        {"value": event(userId=far, type="track", event="Order Completed", properties=WORDY), "partition": at_home},
+        {"value": event(userId="u" * 1_040_000), "partition": 0},
+    ]
+    letter = (await taken(settings, "gzip", *several))["too_large"]
+    assert letter.value == several[2]["value"]
+    assert counts(settings, far) == {"identify": 1, "Order Completed": 1}
 
 
 async def test_what_no_limit_lets_through_is_cut_and_says_so(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ from models.state import dump, sizes
 from models.state import load as load_state
 from schemas.config import SendingSettings, ShopSettings, Trigger
 from schemas.errors import SettingsError
-from schemas.events import Dead, Event, decode
+from schemas.events import LONGEST_TEXT, Dead, Event, decode
 from schemas.mail import Gone, Source, Standing, seconds
 
 DAY = 86400.0
@@ -277,10 +277,17 @@ def test_a_customer_of_a_year_stays_small() -> None:
 
 
 def test_what_producers_write_at_length_does_not_fill_the_state() -> None:
-    world, novel = World(), "n" * 100_000
+    world, novel = World(), "n" * (LONGEST_TEXT - 10)
     for n in range(20):
         product = {"product_id": f"{n}{novel}", "name": novel, "category": f"{n % 3}{novel}", "price": 1.5}
         world.run(event(n, START + n * 8 * DAY, order_id=f"o-{n}{novel}", products=[product]))
     assert len(world.states["c-1"]) < 4096
     (intent, *_) = world.fire(START + 200 * DAY).intents
     assert len(intent.occurrence) <= 80
+
+
+def test_a_basket_of_a_whole_mebibyte_is_told_to_the_learner_in_part() -> None:
+    goods = [{"category": f"k{n % 40}", "name": f"n{n}"} for n in range(25_000)]
+    whole = event(0, START, products=goods)
+    assert len(whole.properties.products) == 25_000
+    assert 100_000 < max(map(len, World().run(whole).learning)) < 1 << 20

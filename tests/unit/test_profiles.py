@@ -6,6 +6,7 @@ import base64
 import os
 import random
 import resource
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,6 +50,23 @@ def test_traits_merge_in_order_and_null_takes_away(settings: Settings) -> None:
     again = Profiles.open(settings)
     assert again.get_many(["c1"])["c1"].first_name == "Anna"
     again.close()
+
+
+@pytest.mark.parametrize("customer", ["u" * 1025, "🧁" * 257, "a\0b"], ids=["long", "long in bytes", "with a nought"])
+def test_an_id_that_some_database_takes_for_no_key_has_a_profile(settings: Settings, customer: str) -> None:
+    store = Profiles.open(settings)
+    store.put_many([(customer, {"firstName": "Ann"}), (customer + "2", {"firstName": "Bo"})])
+    store.put_many([(customer, {"locale": "en"})])
+    assert store.get_many([customer, customer + "2", "c"]) == {
+        customer: Profile(first_name="Ann", locale="en"),
+        customer + "2": Profile(first_name="Bo"),
+    }
+    with sqlite3.connect(Path(settings.home) / "profiles.db") as raw:
+        keys = [key for (key,) in raw.execute("SELECT customer FROM profiles")]
+    raw.close()
+    assert len(keys) == 2 and all(key.isascii() and key.isprintable() and len(key) <= 1024 for key in keys)
+    assert store.erase(customer) and store.get_many([customer]) == {}
+    store.close()
 
 
 def test_a_full_disk_is_one_line_and_what_was_kept_stays(settings: Settings) -> None:

@@ -36,24 +36,34 @@ COMMIT_INTERVAL = 0.5  # seconds
 class Unpacked:
     """``PartitionRecords`` that gives aiokafka's own record objects (key, value, offset, timestamp, headers), all at once.
 
-    For who reads uncommitted records and always takes a whole fetch: ``next_fetch_offset`` is past it as soon as it is looked at.
+    For who always takes a whole fetch: ``next_fetch_offset`` is past it as soon as it is looked at. What an aborted
+    transaction wrote is left out where ``PartitionRecords`` would leave it out, a batch at a time.
     """
 
     def __init__(self, found: PartitionRecords) -> None:
         self.next_fetch_offset = found.next_fetch_offset
-        self._batches = found._records
+        self._found = found
 
     def __iter__(self) -> Iterator[Any]:
         records: list[Any] = []
-        asked = self.next_fetch_offset
-        while self._batches.has_next():
-            batch = self._batches.next_batch()
-            if not batch.is_control_batch:
+        asked, batches = self.next_fetch_offset, self._found._records
+        while batches.has_next():
+            batch = batches.next_batch()
+            if not self._void(batch):
                 records += batch
             self.next_fetch_offset = batch.next_offset
         if records and records[0].offset < asked:  # a batch is stored whole: it may begin before what was asked for
             records = [record for record in records if record.offset >= asked]
         return iter(records)
+
+    def _void(self, batch: Any) -> bool:
+        """A transaction's marker, or of a transaction that the broker says was aborted (it says so only to who reads committed)."""
+        found = self._found
+        if batch.producer_id is not None:  # a batch of format 2
+            found._consume_aborted_up_to(batch.base_offset)
+            if batch.is_control_batch and found._contains_abort_marker(batch):
+                found._aborted_producers.discard(batch.producer_id)
+        return batch.is_control_batch or (batch.is_transactional and batch.producer_id in found._aborted_producers)
 
 
 class Mortal(WorkerThread):
@@ -104,6 +114,7 @@ class Thread(driver.AIOKafkaConsumerThread):
             partition_assignment_strategy=[RangePartitionAssignor],
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            isolation_level="read_committed",  # the shop's producers may be transactional: Kafka Streams, Flink
             max_poll_records=None,
             max_partition_fetch_bytes=app.fetch_bytes,
             fetch_max_wait_ms=FETCH_WAIT_MS,

@@ -11,7 +11,7 @@ from unittest.mock import AsyncMock, Mock
 
 import faust
 import pytest
-from aiokafka.consumer.fetcher import Fetcher, FetchResult
+from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.errors import UnknownTopicOrPartitionError
 from aiokafka.producer.message_accumulator import BatchBuilder
 from faust import app as faust_app
@@ -81,6 +81,13 @@ def test_the_names_are_there(owner: type, names: str) -> None:
         (Fetcher.fetched_records, "max_records drained[tp] = records getall(max_records)"),
         (FetchResult.getall, "inself._partition_records: self._update_position() max_records"),
         (FetchResult._update_position, "self._partition_records.next_fetch_offset"),
+        (
+            PartitionRecords._unpack_records,
+            "self._records next_batch.producer_id isnotNone self._consume_aborted_up_to(next_batch.base_offset) "
+            "next_batch.is_control_batchandself._contains_abort_marker(next_batch) "
+            "self._aborted_producers.discard(next_batch.producer_id) "
+            "next_batch.is_transactionalandnext_batch.producer_idinself._aborted_producers next_batch.next_offset",
+        ),
         (FetchResult.has_more, "self._partition_records isnotNone"),
         (driver.AIOKafkaConsumerThread._fetch_records, "fetcher.fetched_records( active_partitions,timeout= max_records="),
     ],

@@ -196,6 +196,14 @@ class BatchApp:
         lost = consumer.doubt or consumer.seeking  # what was dropped is read again: nothing before the position is known to be done
         return None if lost or lane.waiting or lane.open or consumer.given[lane.tp] else position
 
+    def pass_to(self, topic: str, partition: int, offset: int) -> None:
+        """Make ``offset`` committable: all before it is done, and since the last batch nothing came but markers of transactions."""
+        tp = TP(topic, partition)
+        if self._faust is not None and tp in self.lanes:
+            consumer: Any = self._faust.consumer
+            consumer._acked[tp]  # as in ``finish``
+            consumer.passed[tp] = offset
+
     # -- between Faust and the lanes ------------------------------------------------------------
 
     def finish(self, batch: Batch) -> None:

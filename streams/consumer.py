@@ -129,6 +129,7 @@ class Thread(driver.AIOKafkaConsumerThread):
 class Consumer(driver.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.given: defaultdict[TP, deque[Batch]] = defaultdict(deque)
+        self.passed: dict[TP, int] = {}  # offsets without a batch behind which all is done: transaction markers
         self.doubt = self.seeking = False
         super().__init__(*args, **kwargs)
 
@@ -186,8 +187,8 @@ class Consumer(driver.Consumer):
         return batch.message is not None and batch.message.acked and not batch.finished
 
     def _new_offset(self, tp: TP) -> int | None:
-        """Past the last batch before which all are done; ``ack`` alone commits nothing."""
-        given, offset = self.given[tp], None
+        """Past the last batch before which all are done, or past the markers before the next; ``ack`` alone commits nothing."""
+        given, offset = self.given[tp], self.passed.pop(tp, None)
         while given and given[0].finished:
             offset = given.popleft().last + 1
         self._acked[tp].clear()
@@ -220,6 +221,7 @@ class Consumer(driver.Consumer):
         await super().on_partitions_revoked(revoked)
         for tp in revoked:
             self.given.pop(tp, None)
+            self.passed.pop(tp, None)
         await app.release(revoked)
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -198,9 +199,12 @@ class Intake:
                         await work.timers(time.time())
                         if work:
                             await work.flush(lambda: None)
-            position = await self.app.idle_position(self.topic[EVENTS], part.number)
-            if position is not None and position == self._idle.get(part.number) and self.parts.get(part.number) is part:
-                part.skip_to(position)
+            place = self.topic[EVENTS], part.number
+            position = await self.app.idle_position(*place)
+            if position is not None and position == self._idle.get(part.number):
+                async with part.lock:
+                    if self.parts.get(part.number) is part:
+                        await part.skip_to(position, partial(self.app.pass_to, *place, position))
             self._idle[part.number] = -1 if position is None else position
 
 

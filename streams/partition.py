@@ -49,7 +49,6 @@ class Partition:
         self._changelog, self._gate, self._producer, self._log, self._fail = changelog, gate, producer, log, fail
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._last: asyncio.Task[None] | None = None
-        self._flights = 0
         self._told = Clock(-1, 0.0)
         self._told_at = 0.0
         self._telling: asyncio.Task[None] | None = None
@@ -57,7 +56,6 @@ class Partition:
     async def flush(self, states: dict[str, bytes], gate: list[tuple[bytes, bytes]], outbox: Outbox, done: Callable[[], None]) -> None:
         """Begin a flush of what was computed; returns as soon as the next batch may be computed. ``gate``: keys and values, in order."""
         await self._slots.acquire()
-        self._flights += 1
         self._last = asyncio.ensure_future(self._land(states, self.clock, gate, outbox, self._last, done))
 
     async def _land(
@@ -92,7 +90,6 @@ class Partition:
             self._fail(error)
             raise
         finally:
-            self._flights -= 1
             self._slots.release()
         self.tell()
 
@@ -119,11 +116,16 @@ class Partition:
             if self._told != self.safe:
                 await asyncio.sleep(WATERMARK_EVERY)
 
-    def skip_to(self, offset: int) -> None:
-        """Nothing is to be applied before ``offset`` (transaction markers take offsets, too)."""
-        if self._flights == 0 and offset > self.clock.offset:
-            self.clock = self.safe = Clock(offset, self.clock.event_time)
-            self.tell()
+    async def skip_to(self, offset: int, done: Callable[[], None]) -> None:
+        """Nothing is to be applied before ``offset`` (transaction markers take offsets, too). ``done`` as in ``flush``: a commit follows.
+
+        The changelog hears of it first: a commit ahead of it is how ``streams.store.recover`` knows that it has lost something.
+        """
+        if offset > self.clock.offset:
+            self.clock = Clock(offset, self.clock.event_time)
+            await self.flush({}, [], Outbox(self._producer), done)
+        elif 0 < offset <= self.safe.offset:
+            done()  # flushed before, but perhaps not committed: this owner may have taken it over
 
     async def close(self) -> None:
         """Let what is in flight land, then let go of the files."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from aiokafka import TopicPartition
 
 from schemas.config import Settings
-from schemas.topics import EVENTS
-from streams.kafka import producer
-from tests.broker.test_intake import event, home, publish, serving, states, until
+from schemas.topics import CUSTOMERS, EVENTS
+from streams.intake import GROUP
+from streams.kafka import producer, reader
+from streams.store import CLOCK, Clock
+from tests.broker.test_intake import event, everything, home, publish, serving, states, until
+from tests.broker.test_intake_batches import committed
 
 pytestmark = pytest.mark.broker
 
@@ -67,3 +71,43 @@ async def test_an_open_transaction_is_waited_for(settings: Settings) -> None:
         assert (await states(settings)).keys() == {behind, beside}
     finally:
         await client.stop()
+
+
+async def clocks(settings: Settings) -> dict[int, int]:
+    """How far each partition has been applied, as its next owner will find it."""
+    marks = {0: 0, 1: 0}
+    for record in await everything(settings, CUSTOMERS):
+        if record.key == CLOCK:
+            marks[record.partition] = max(marks[record.partition], Clock.unpacked(record.value).offset)
+    return marks
+
+
+async def test_nothing_is_left_behind_the_last_marker(settings: Settings) -> None:
+    """Nor after a kill between the changelog, which knows of the marker first, and the commit."""
+    client = await shop(settings)
+    (one, *_), (gone, *_) = at(0), at(1)
+    await client.begin_transaction()
+    await write(client, settings, one, range(3))
+    await client.commit_transaction()
+    await client.begin_transaction()
+    await write(client, settings, gone, range(2))
+    await client.abort_transaction()
+    await client.stop()
+    ends: dict[int, int | None] = {0: 4, 1: 3}  # with a marker each
+
+    async def all_committed() -> bool:
+        found = await committed(settings, GROUP)
+        assert all((offset or 0) <= clock for offset, clock in zip(found.values(), (await clocks(settings)).values(), strict=True))
+        return found == ends
+
+    async with serving(settings):
+        await until(all_committed)
+    assert await clocks(settings) == ends
+    place = TopicPartition(settings.kafka.topic(EVENTS), 0)
+    member = await reader(settings.kafka, group_id=settings.kafka.topic(GROUP))
+    member.assign([place])
+    await member.commit({place: 3})
+    await member.stop()
+    async with serving(settings):
+        await until(all_committed)
+    assert {customer: state["n"] for customer, state in (await states(settings)).items()} == {one: 3}

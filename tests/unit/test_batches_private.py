@@ -68,6 +68,8 @@ def test_the_names_are_there(owner: type, names: str) -> None:
         (driver.Producer._new_producer, "self._settings_auth()"),
         (driver.ThreadedProducer._new_producer, "_settings_auth()"),
         (consumer.Consumer._filter_committable_offsets, "self._new_offset(tp)"),
+        (consumer.Consumer._filter_committable_offsets, "self._should_commit(tp,offset)"),
+        (consumer.Consumer._should_commit, "self._committed_offset offset>committed"),
         (consumer.Consumer._filter_tps_with_pending_acks, "self._acked"),
         (consumer.Consumer.wait_empty, "self._unacked_messages"),
         (consumer.Consumer._drain_messages, "getmany(timeout= get_read_offset set_read_offset(tp,offset) self.suspend_flow.wait()"),

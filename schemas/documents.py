@@ -63,14 +63,18 @@ def event_schema() -> dict[str, Any]:
             "properties": {"$ref": "#/$defs/Properties"},
             "traits": {
                 "type": ["object", "null"],
-                "description": "of identify; any other trait is kept as it is",
+                "description": "of identify; any other trait is kept as it is. What was said last of each counts, by the events' times; null takes it away",
                 "properties": {
                     "email": text,
                     "firstName": text,
                     "locale": text,
                     "timezone": {**text, "description": "an IANA name"},
                     "birthday": text,
-                    "consent": {"type": ["object", "null"], "properties": {"marketing": {"type": "boolean"}}},
+                    "consent": {
+                        "type": ["object", "null"],
+                        "description": "only a plain true is a yes; null, false, or another value of marketing takes it away",
+                        "properties": {"marketing": {"type": "boolean"}},
+                    },
                 },
             },
         },

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import re
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mailtide.readable import personal, written
+from mailtide.readable import _addresses, personal, written
 from models.state import Pending, State, Timer, dump, pack
 from schemas.mail import Facts
 
@@ -62,3 +63,25 @@ def test_a_partition_s_own_record_is_no_state_and_no_mistake() -> None:
 @given(st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False), min_size=1, max_size=12))
 def test_no_numbers_are_an_address(values: list[float]) -> None:
     assert personal(b"c-1", written(_state(tuple(values)))) == ""
+
+
+@settings(max_examples=2000)
+@given(
+    st.lists(st.sampled_from([b"a", b"b-", b".", b"@", b"+", b"a@b.c", b" ", b"\xff"]), max_size=24).map(b"".join) | st.binary(max_size=40)
+)
+def test_what_looks_like_an_address_is_what_its_pattern_says(value: bytes) -> None:
+    pattern = rb"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"  # as it is meant; it takes a text's length squared
+    assert list(_addresses(value)) == re.findall(pattern, value)
+
+
+@pytest.mark.parametrize("piece", [b"a", b"a.", b"@", b"a@", b"a@b ", b"@b.c", b"@b.", b"a@b.c "])
+def test_a_text_of_megabytes_is_looked_through(piece: bytes) -> None:
+    """With more than a fixed number of looks at each byte this takes hours, not longer."""
+    value = piece * ((4 << 20) // len(piece))
+    found = set(_addresses(value)) | set(_addresses(value[1:])) | set(_addresses(b"x" + value + b"@b.c"))
+    assert all(address.count(b"@") == 1 for address in found)
+    assert personal(b"", value) == ("an email address" if list(_addresses(value)) else "")
+
+
+def test_a_customers_own_id_is_looked_for_once_however_often_it_stands_there() -> None:
+    assert personal(b"", b"a@b.c " * 700_000 + b'"customer":"a@b.c"') == ""

@@ -53,7 +53,7 @@ def event_schema() -> dict[str, Any]:
         "type": "object",
         "properties": {
             "messageId": {**identity, "description": "the same one counts once for a customer"},
-            "type": {"type": "string", "description": "track, identify, page; any other counts as activity"},
+            "type": {"type": "string", "description": "track, identify, page, in any case; any other counts as activity"},
             "event": {**text, "description": "understood: " + ", ".join(TRACKED) + "; any other counts as activity"},
             "userId": {**customer, "description": "the customer"},
             "anonymousId": {**customer, "description": "the customer where there is no userId"},

@@ -176,12 +176,13 @@ def _event(wire: _Wire, wall: float, partition: int, offset: int) -> Event | Dea
     customer = wire.userId
     if not customer or customer.isspace():
         customer = wire.anonymousId
+    if sort != "track":
+        sort = sort.lower()
     if sort == "track":
         if wire.event is None:
             return Dead("not_an_event", "a track without the event's name")
         kind = wire.event if wire.event in _UNDERSTOOD else "other"
     else:
-        sort = sort.lower()
         kind = sort if sort in ("identify", "page") else "other"
     if not customer or customer.isspace():
         return Dead("no_customer", "neither userId nor anonymousId is there")

@@ -72,6 +72,10 @@ def test_understood_names_are_their_own_kind(name: str) -> None:
         ({"type": "group", "event": ...}, "other"),
         ({"type": ...}, "Order Completed"),
         ({"type": "identify", "event": ...}, "identify"),
+        ({"type": "Track"}, "Order Completed"),
+        ({"type": "TRACK", "messageId": ["the slow way"]}, "Order Completed"),
+        ({"type": "Identify", "event": ...}, "identify"),
+        ({"type": "Page", "event": ...}, "page"),
     ],
 )
 def test_everything_else_counts_as_activity(changes: dict[str, Any], kind: str) -> None:
@@ -133,6 +137,7 @@ def test_the_time_is_the_bodys(changes: dict[str, Any], at: float) -> None:
         ({"type": 5}, "not_an_event"),
         ({"event": 5}, "not_an_event"),
         ({"event": ...}, "not_an_event"),
+        ({"type": "Track", "event": ...}, "not_an_event"),
         ({"type": ..., "event": ...}, "not_an_event"),
     ],
 )

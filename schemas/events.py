@@ -162,9 +162,18 @@ def decode(
         wire = _decode(value)
     except UNREADABLE:
         return _slow(value, wall, partition, offset, headers)
-    if wire.specversion is not None:
+    # Of a field that isn't understood the decoder reads no letter. A text in ASCII, as most are, needs no second look.
+    if wire.specversion is not None or not (value.isascii() or _is_utf8(value)):
         return _slow(value, wall, partition, offset, headers)
     return _event(wire, wall, partition, offset)
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _event(wire: _Wire, wall: float, partition: int, offset: int) -> Event | Dead:

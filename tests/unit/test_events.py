@@ -156,6 +156,8 @@ def test_refusals(changes: dict[str, Any], why: str) -> None:
         (b"hello", "not_json"),
         (b'{"type": "track"', "not_json"),
         (b'{"userId": "\xff\xfe"}', "not_json"),
+        (record(junk="?").replace(b"?", b"\xff\xfe"), "not_json"),
+        (record(**{"j?": 1}).replace(b"?", b"\xed\xa0\x80"), "not_json"),
         (b'{"type": "track", "event": "x", "userId": "a", "properties": {"total": NaN}}', "not_json"),
         (b"[" * 100_000, "not_json"),
         (b"[]", "not_an_event"),
@@ -175,6 +177,10 @@ def test_what_is_no_event(value: bytes | None, why: str) -> None:
 def test_a_full_mebibyte_is_allowed() -> None:
     value = record()
     assert read(value + b" " * (MAX_BYTES - len(value))).customer == "c-42"
+
+
+def test_letters_of_every_alphabet_may_stand_in_a_field_that_is_not_understood() -> None:
+    assert read(record(junk="?", **{"k?": 1}).replace(b"?", "кунде🧁".encode())).kind == "Order Completed"
 
 
 def test_a_foreign_content_type() -> None:

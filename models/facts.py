@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from models.features import LONGEST_KIND
 from models.goods import goods
 from models.known import named
 from models.money import amount
@@ -16,6 +17,7 @@ from schemas.mail import Facts, Product
 
 MOST_PRODUCTS = 3
 SHORTEST_ID, LONGEST_VALUE = 1, 80  # characters of a fact that may stand in a mail
+LONGEST_CURRENCY = 16  # characters kept of what should have three
 
 
 def of_event(state: State, event: Event, trigger: Trigger, shop: ShopSettings) -> Facts:
@@ -24,6 +26,7 @@ def of_event(state: State, event: Event, trigger: Trigger, shop: ShopSettings) -
     items: Sequence[Item] = said.products
     if not items and (said.name or said.product_id):
         items = [Item(said.product_id, said.sku, said.name, said.category, said.brand, said.price, said.quantity)]
+    currency = currency_of(event, shop)
     values: dict[str, str] = {}
     _put(values, "order_id", said.order_id)
     if event.kind == "Order Completed":
@@ -31,8 +34,8 @@ def of_event(state: State, event: Event, trigger: Trigger, shop: ShopSettings) -
         values["order_date"] = f"{local.day} {local:%B}"
     _put(values, "ticket_id", said.ticket_id)
     if said.old_price:
-        _put(values, "old_price_1", amount(said.old_price, said.currency or shop.currency))
-    return complete(state, event.at, trigger, tuple(_product(item, said.currency or shop.currency) for item in best(items)), values)
+        _put(values, "old_price_1", amount(said.old_price, currency))
+    return complete(state, event.at, trigger, tuple(_product(item, currency) for item in best(items)), values)
 
 
 def best(items: Sequence[Item]) -> list[Item]:
@@ -47,7 +50,19 @@ def best(items: Sequence[Item]) -> list[Item]:
 
 
 def _product(item: Item, currency: str) -> Product:
-    return Product(item.product_id or item.sku, item.name, item.category, item.price, currency, goods(item.category, item.name))
+    category = item.category[:LONGEST_KIND]
+    return Product(number_of(item), item.name, category, item.price, currency, goods(category, item.name))
+
+
+def currency_of(event: Event, shop: ShopSettings) -> str:
+    """The event's, else the shop's; a producer's novel is cut, as everywhere: several facts stand in one record."""
+    return (event.properties.currency or shop.currency)[:LONGEST_CURRENCY]
+
+
+def number_of(item: Item) -> str:
+    """The product's id; none where it is a novel."""
+    number = item.product_id or item.sku
+    return number if len(number) <= LONGEST_VALUE else ""
 
 
 def _put(values: dict[str, str], name: str, value: str) -> None:

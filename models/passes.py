@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 
 from models import clusters, features, rhythm
-from models.facts import complete
-from models.features import DAY, LONGEST_KIND
+from models.facts import complete, currency_of, number_of
+from models.features import DAY, LONGEST_KIND, LONGEST_NAME
 from models.gate import foreseen
 from models.known import cluster_vector, named, visit_vector
 from models.recent import repeated
@@ -312,13 +312,13 @@ def _basket(state: State, event: Event, shop: ShopSettings) -> Basket | None:
     """What the learner of goods is told of an order; None where it names no category."""
     products: dict[str, list[str]] = {}
     room = LONGEST_BASKET
-    currency = event.properties.currency or shop.currency
+    currency = currency_of(event, shop)
     for item in event.properties.products:
         name = item.category[:LONGEST_KIND]
         if name:
             told = products.setdefault(name, [])
-            if item.name:
-                told.append(_told(item.product_id or item.sku, item.name, name, item.price, currency))
+            if 0 < len(item.name) <= LONGEST_NAME:
+                told.append(_told(number_of(item), item.name, name, item.price, currency))
                 room -= len(told[-1])
             room -= len(name)
             if room < 0:

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -47,7 +47,6 @@ KINDS = (*TRACKED, "identify", "page", "other")
 
 MAX_BYTES = 1 << 20  # of a value; larger ones are set aside
 LONGEST_CUSTOMER = 1 << 14  # characters of a userId or anonymousId: it is the key of records, and stands in their values
-LONGEST_TEXT = 1 << 10  # characters of a property: several stand in one record
 MAX_AHEAD = 300.0  # seconds that a producer's clock may be ahead of ours
 
 _UNDERSTOOD = frozenset(TRACKED)
@@ -57,17 +56,14 @@ _DIGITS = 40  # of a number used as an id
 _DEPTH = 32  # of lists and objects within a trait
 
 
-Text = Annotated[str, msgspec.Meta(max_length=LONGEST_TEXT)]
-
-
 class Item(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """One product of an event; absent text is "", absent numbers are None, and what is past a limit counts as absent."""
+    """One product of an event; absent text is "", absent numbers are None."""
 
-    product_id: Text = ""
-    sku: Text = ""
-    name: Text = ""
-    category: Text = ""
-    brand: Text = ""
+    product_id: str = ""
+    sku: str = ""
+    name: str = ""
+    category: str = ""
+    brand: str = ""
     price: float | None = None
     quantity: float | None = None
 
@@ -75,34 +71,34 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 class Properties(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The properties that are understood, of every understood event; absent text is "", absent numbers are None.
 
-    What is past a limit counts as absent. Money is in the currency's main unit. ``old_price`` belongs to ``Price
+    Money is in the currency's main unit. ``old_price`` belongs to ``Price
     Dropped``; ``intent_id`` and ``message_id`` to what follows an email, and
     ``simulated`` to what no person did.
     """
 
-    order_id: Text = ""
-    checkout_id: Text = ""
-    cart_id: Text = ""
+    order_id: str = ""
+    checkout_id: str = ""
+    cart_id: str = ""
     total: float | None = None
     revenue: float | None = None
     value: float | None = None
     discount: float | None = None
-    currency: Text = ""
-    coupon: Text = ""
+    currency: str = ""
+    coupon: str = ""
     products: list[Item] = []
-    product_id: Text = ""
-    sku: Text = ""
-    name: Text = ""
-    category: Text = ""
-    brand: Text = ""
+    product_id: str = ""
+    sku: str = ""
+    name: str = ""
+    category: str = ""
+    brand: str = ""
     price: float | None = None
     old_price: float | None = None
     quantity: float | None = None
-    query: Text = ""
+    query: str = ""
     rating: float | None = None
-    ticket_id: Text = ""
-    intent_id: Text = ""
-    message_id: Text = ""
+    ticket_id: str = ""
+    intent_id: str = ""
+    message_id: str = ""
     simulated: bool = False
 
 
@@ -317,11 +313,6 @@ def _text(found: Any) -> str | None:
     return None
 
 
-def _short(found: Any) -> str | None:
-    text = _text(found)
-    return text if text is not None and len(text) <= LONGEST_TEXT else None
-
-
 def _keepable(found: Any, depth: int = 0) -> bool:
     """Whether it can be written down again: half of a surrogate pair (text cut within an emoji) can't, nor what is nested without end."""
     if isinstance(found, str):
@@ -352,7 +343,7 @@ def _fields(kind: type[msgspec.Struct], found: dict[str, Any]) -> dict[str, Any]
         if field.name not in found or field.name == "products":
             continue
         value = found[field.name]
-        fit: Any = value is True if field.type is bool else _short(value) if field.type == Text else _number(value)
+        fit: Any = value is True if field.type is bool else _text(value) if field.type is str else _number(value)
         if fit is not None:
             fitting[field.name] = fit
     return fitting

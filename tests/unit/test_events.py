@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from schemas.events import LONGEST_CUSTOMER, LONGEST_TEXT, MAX_BYTES, TRACKED, Dead, Event, decode
+from schemas.events import LONGEST_CUSTOMER, MAX_BYTES, TRACKED, Dead, Event, decode
 from schemas.mail import iso, seconds
 
 NOW = seconds("2026-11-23T10:15:00Z")
@@ -213,15 +213,6 @@ def test_a_customers_id_may_be_long_but_not_without_end() -> None:
         longest = "🧁" * LONGEST_CUSTOMER
         assert read(record(**{"userId": ..., name: longest})).customer == longest
         assert reason(record(**{"userId": ..., name: longest + "u"})) == "too_large"
-
-
-@pytest.mark.parametrize("message_id", ["m", ["the slow way"]])
-def test_a_text_past_the_limit_is_as_none(message_id: Any) -> None:
-    for length, kept in ((LONGEST_TEXT, True), (LONGEST_TEXT + 1, False)):
-        said = {"order_id": "🧁" * length, "name": "n", "total": 2, "products": [{"category": "c" * length, "name": "Bread"}]}
-        found = read(record(properties=said, messageId=message_id)).properties
-        assert (found.name, found.total, found.products[0].name) == ("n", 2.0, "Bread")
-        assert (found.order_id, found.products[0].category) == (("🧁" * length, "c" * length) if kept else ("", ""))
 
 
 def test_a_huge_number_or_a_bad_message_id_is_no_harm() -> None:

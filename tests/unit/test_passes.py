@@ -17,8 +17,8 @@ from models.state import dump, sizes
 from models.state import load as load_state
 from schemas.config import SendingSettings, ShopSettings, Trigger
 from schemas.errors import SettingsError
-from schemas.events import LONGEST_TEXT, Dead, Event, decode
-from schemas.mail import Gone, Source, Standing, seconds
+from schemas.events import Dead, Event, decode
+from schemas.mail import Gone, Source, Standing, encode, seconds
 
 DAY = 86400.0
 START = seconds("2026-03-02T15:00:00Z")
@@ -277,13 +277,25 @@ def test_a_customer_of_a_year_stays_small() -> None:
 
 
 def test_what_producers_write_at_length_does_not_fill_the_state() -> None:
-    world, novel = World(), "n" * (LONGEST_TEXT - 10)
+    world, novel = World(), "n" * 100_000
     for n in range(20):
         product = {"product_id": f"{n}{novel}", "name": novel, "category": f"{n % 3}{novel}", "price": 1.5}
         world.run(event(n, START + n * 8 * DAY, order_id=f"o-{n}{novel}", products=[product]))
     assert len(world.states["c-1"]) < 4096
     (intent, *_) = world.fire(START + 200 * DAY).intents
     assert len(intent.occurrence) <= 80
+
+
+def test_nor_does_it_fill_what_is_said_of_a_product_that_can_be_named() -> None:
+    world, novel = World(), "n" * 90_000
+    novels = {"product_id": novel, "sku": novel, "category": novel, "brand": novel}
+    products = [{"name": "Bread", "price": 1.5, **novels}, {"name": novel, "price": 1, **novels}]
+    said = [world.run(event(n, START + n * DAY, order_id=novel, currency=novel, products=products)) for n in range(3)]
+    said.append(world.fire(START + 200 * DAY))
+    assert len(world.states["c-1"]) < 4096
+    (product,) = next(intent.facts.products for intent in said[-1].intents if intent.facts.products)
+    assert (product.product_id, product.name, product.category, product.currency) == ("", "Bread", "n" * 64, "n" * 16)
+    assert max(len(told) for result in said for told in (*result.learning, *map(encode, result.intents))) < 2048
 
 
 def test_a_basket_of_a_whole_mebibyte_is_told_to_the_learner_in_part() -> None:

@@ -14,6 +14,7 @@ from models.state import Category, State
 from models.zones import EPOCH_WEEKDAY, local_day
 
 _CENT = 0.01
+_LEAST, _MOST = 1e-300, 1e300
 
 
 class Known(Mapping[str, float]):
@@ -97,54 +98,69 @@ _KNOWN: dict[str, Callable[[Known], float]] = {
 NAMES = tuple(_KNOWN)
 
 
+# States of before numbers had a limit may hold sums that are infinite, or no number. What a model is told is finite all the same,
+# and nothing raises: one such customer would stop all others of the partition, for good. The second of max's and min's two stands
+# where a NaN may: it loses.
+
+
+def _least(value: float) -> float:
+    """Above nothing and finite."""
+    return min(_MOST, max(_LEAST, value))
+
+
+def _some(value: float) -> float:
+    """Not below nothing, and finite."""
+    return min(_MOST, max(0.0, value))
+
+
 def coupon_share(state: State) -> float:
     """Of the decayed orders, those with a coupon."""
-    return min(1.0, state.orders.coupons / state.orders.decayed) if state.orders.decayed else 0.0
+    return min(1.0, _some(state.orders.coupons / state.orders.decayed)) if state.orders.decayed else 0.0
 
 
 def own_brand_share(state: State) -> float:
     """Of the decayed order lines, those of the shop's own brand."""
-    return state.orders.own_brand / state.orders.lines if state.orders.lines else 0.0
+    return min(1.0, _some(state.orders.own_brand / state.orders.lines)) if state.orders.lines else 0.0
 
 
 def entropy(state: State) -> float:
     """Shannon entropy (nats) of the decayed category mix. All kinds decay alike, so it does not depend on when it is asked."""
     total, logs = state.mix.total, state.mix.logs
-    return max(0.0, math.log(total) - logs / total) if total > 0 else 0.0
+    return _some(math.log(total) - logs / total) if total > 0 else 0.0
 
 
 def cluster_vector(state: State) -> tuple[float, ...]:
     """The five raw features of a cluster: log mean gap, log basket value, category entropy, log coupon share, own-brand share."""
     visits, orders = state.visits, state.orders
     gaps = max(0, visits.count - 1)
-    gap = (visits.gap_sum + 2 * PRIOR_GAP) / (gaps + 2)
-    value = orders.value / orders.decayed if orders.decayed > 0 else 0.0
-    return (math.log(gap), math.log1p(max(0.0, value)), entropy(state), math.log1p(100 * coupon_share(state)), own_brand_share(state))
+    gap = _least((visits.gap_sum + 2 * PRIOR_GAP) / (gaps + 2))
+    value = _some(orders.value / orders.decayed) if orders.decayed > 0 else 0.0
+    return (math.log(gap), math.log1p(value), entropy(state), math.log1p(100 * coupon_share(state)), own_brand_share(state))
 
 
 def visit_vector(state: State, now: float, fallback_zone: str) -> list[float]:
     """Inputs of the visit model at ``now`` (RELEVANCE's "LR all"): 24 numbers, those of a customer seen at least once."""
     visits, orders = state.visits, state.orders
-    silence, age = max(0.0, (now - visits.last) / DAY), max(0.0, (now - visits.first) / DAY)
+    silence, age = _some((now - visits.last) / DAY), _some((now - visits.first) / DAY)
     gaps = max(0, visits.count - 1)
-    gap = (visits.gap_sum + 2 * PRIOR_GAP) / (gaps + 2)
-    mean = orders.total / orders.count if orders.count else 0.0
-    weekdays = visits.weekdays
+    gap = _least((visits.gap_sum + 2 * PRIOR_GAP) / (gaps + 2))
+    mean = _some(orders.total / orders.count) if orders.count else 0.0
+    weekdays = [_some(value) for value in visits.weekdays]
     tomorrow = (local_day(now, state.standing.timezone, fallback_zone) + EPOCH_WEEKDAY + 1) % 7
     return [
         math.log1p(silence),
         math.log(gap),
-        math.log1p(silence / gap),
-        min(silence / visits.gap_ew, 6.0) if visits.gap_ew else 1.0,
-        min(variation(visits.gap_sum, visits.gap_squares, gaps), 4.0),
+        math.log1p(_some(silence / gap)),
+        min(6.0, _some(silence / visits.gap_ew)) if visits.gap_ew else 1.0,
+        min(4.0, variation(visits.gap_sum, visits.gap_squares, gaps)),
         _log_rate(visits.week, silence, age, 7.0),
         _log_rate(visits.month, silence, age, 30.0),
         _log_rate(visits.quarter, silence, age, 90.0),
         math.log1p(age),
         math.log(max(1, visits.count)),
         float(gaps < 3),
-        math.log((max(0.0, orders.last_value) + 5) / (max(0.0, mean) + 5)),
-        math.log1p(max(0.0, mean)),
+        math.log(_least((_some(orders.last_value) + 5) / (mean + 5))),
+        math.log1p(mean),
         (weekdays[tomorrow] + 1) / (sum(weekdays) + 7),
         *_TOMORROW[tomorrow],
     ]
@@ -152,7 +168,7 @@ def visit_vector(state: State, now: float, fallback_zone: str) -> list[float]:
 
 def _log_rate(decayed: float, silence: float, age: float, half: float) -> float:
     """Logarithm of visits a day, over the decayed days at risk."""
-    return math.log((decay(decayed, silence, half) + 1) / (half / math.log(2) * (1 - 2 ** (-(age + 1) / half)) + PRIOR_GAP))
+    return math.log((_some(decay(decayed, silence, half)) + 1) / (half / math.log(2) * (1 - 2 ** (-(age + 1) / half)) + PRIOR_GAP))
 
 
 _TOMORROW = tuple(tuple(float(day == tomorrow) for day in range(7)) for tomorrow in range(7))

@@ -39,9 +39,9 @@ def hazard(count: float, exposure_days: float, prior_gap_days: float, days: floa
 
 def variation(total: float, squares: float, n: int) -> float:
     """Coefficient of variation; 9 where there are too few to say."""
-    if n < 2 or total <= 0:
+    mean = total / n if n >= 2 else 0.0
+    if not mean > 0:
         return 9.0
-    mean = total / n
     return math.sqrt(max(0.0, squares / n - mean * mean)) / mean
 
 

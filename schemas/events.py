@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -47,6 +47,7 @@ KINDS = (*TRACKED, "identify", "page", "other")
 
 MAX_BYTES = 1 << 20  # of a value; larger ones are set aside
 LONGEST_CUSTOMER = 1 << 14  # characters of a userId or anonymousId: it is the key of records, and stands in their values
+LARGEST_NUMBER = 1e12  # of a property, up or down: sums and squares of many stay finite
 MAX_AHEAD = 300.0  # seconds that a producer's clock may be ahead of ours
 
 _UNDERSTOOD = frozenset(TRACKED)
@@ -55,34 +56,36 @@ _UTF8_BOM = b"\xef\xbb\xbf"
 _DIGITS = 40  # of a number used as an id
 _DEPTH = 32  # of lists and objects within a trait
 
+Number = Annotated[float, msgspec.Meta(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
+
 
 class Item(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """One product of an event; absent text is "", absent numbers are None."""
+    """One product of an event; absent text is "", absent numbers are None, and so are those past ``LARGEST_NUMBER``."""
 
     product_id: str = ""
     sku: str = ""
     name: str = ""
     category: str = ""
     brand: str = ""
-    price: float | None = None
-    quantity: float | None = None
+    price: Number | None = None
+    quantity: Number | None = None
 
 
 class Properties(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The properties that are understood, of every understood event; absent text is "", absent numbers are None.
 
-    Money is in the currency's main unit. ``old_price`` belongs to ``Price
-    Dropped``; ``intent_id`` and ``message_id`` to what follows an email, and
-    ``simulated`` to what no person did.
+    A number past ``LARGEST_NUMBER`` is absent, too. Money is in the currency's
+    main unit. ``old_price`` belongs to ``Price Dropped``; ``intent_id`` and
+    ``message_id`` to what follows an email, and ``simulated`` to what no person did.
     """
 
     order_id: str = ""
     checkout_id: str = ""
     cart_id: str = ""
-    total: float | None = None
-    revenue: float | None = None
-    value: float | None = None
-    discount: float | None = None
+    total: Number | None = None
+    revenue: Number | None = None
+    value: Number | None = None
+    discount: Number | None = None
     currency: str = ""
     coupon: str = ""
     products: list[Item] = []
@@ -91,11 +94,11 @@ class Properties(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     name: str = ""
     category: str = ""
     brand: str = ""
-    price: float | None = None
-    old_price: float | None = None
-    quantity: float | None = None
+    price: Number | None = None
+    old_price: Number | None = None
+    quantity: Number | None = None
     query: str = ""
-    rating: float | None = None
+    rating: Number | None = None
     ticket_id: str = ""
     intent_id: str = ""
     message_id: str = ""
@@ -332,7 +335,7 @@ def _number(found: Any) -> float | None:
             number = float(found)
         except (ValueError, OverflowError):
             return None
-        return number if math.isfinite(number) else None
+        return number if abs(number) <= LARGEST_NUMBER else None  # which neither infinity nor NaN is
     return None
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from schemas.events import LONGEST_CUSTOMER, MAX_BYTES, TRACKED, Dead, Event, decode
+from schemas.events import LARGEST_NUMBER, LONGEST_CUSTOMER, MAX_BYTES, TRACKED, Dead, Event, decode
 from schemas.mail import iso, seconds
 
 NOW = seconds("2026-11-23T10:15:00Z")
@@ -213,6 +213,18 @@ def test_a_customers_id_may_be_long_but_not_without_end() -> None:
         longest = "🧁" * LONGEST_CUSTOMER
         assert read(record(**{"userId": ..., name: longest})).customer == longest
         assert reason(record(**{"userId": ..., name: longest + "u"})) == "too_large"
+
+
+@pytest.mark.parametrize("message_id", ["m", ["the slow way"]])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_number_past_the_limit_is_as_none(message_id: Any, sign: int) -> None:
+    for number, kept in ((LARGEST_NUMBER, True), (LARGEST_NUMBER * 1.000001, False), (1e308, False), (10**400, False)):
+        number *= sign
+        said = {"total": number, "revenue": 2, "order_id": "o", "products": [{"price": number, "quantity": number, "name": "Bread"}]}
+        found = read(record(properties=said, messageId=message_id)).properties
+        (item,) = found.products
+        assert (found.revenue, found.order_id, item.name) == (2.0, "o", "Bread")
+        assert (found.total, item.price, item.quantity) == ((number,) * 3 if kept else (None,) * 3)
 
 
 def test_a_huge_number_or_a_bad_message_id_is_no_harm() -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError
 
 from mailtide import audit, broker, cli, outbox
 from mailtide.jars import java
@@ -193,14 +193,24 @@ def test_without_any_java_the_mend_is_named(tmp_path: Path, monkeypatch: pytest.
         java()
 
 
-def test_a_kafka_that_fails_later_on_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            KafkaConnectionError("Connection at 127.0.0.1:9 closed"),
+            "KafkaConnectionError: Connection at 127.0.0.1:9 closed): see that it runs",
+        ),
+        (MessageSizeTooLargeError(), "[Error 10] MessageSizeTooLargeError): raise what 'mailtide topics check' names"),
+    ],
+)
+def test_a_kafka_that_fails_later_on_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, said: str
+) -> None:
     def gone(*_: object, **__: object) -> None:
-        raise KafkaConnectionError("Connection at 127.0.0.1:9 closed")
+        raise error
 
     monkeypatch.setattr(cli, "app", gone)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1
-    assert capsys.readouterr().err.startswith(
-        "mailtide: Kafka failed (KafkaConnectionError: Connection at 127.0.0.1:9 closed): see that it runs"
-    )
+    assert capsys.readouterr().err == f"mailtide: Kafka failed ({said}, then start again\n"

@@ -35,6 +35,7 @@ LONG_SILENCE = 30.0  # days: win-back's rule until the visit model is published
 FRESH = 4.0  # days after a visit in which a recommendation still fits
 SUGGESTIONS = 20  # asked of the model of goods: some may have been bought long ago
 LONGEST_OCCURRENCE = 80
+MOST_WAITS = 400  # of one customer at a time: all guests of a shop may be one, and a trigger that may be entered at any time waits for each
 BIRTHDAY_HOUR = 9  # local time
 _MONTH_DAY = re.compile(r"(?:\d{4}-|--)?(\d\d)-(\d\d)(?:[T ].*)?")
 _product = decoder(Product)
@@ -125,7 +126,7 @@ def may_enter(state: State, trigger: Trigger, now: float) -> bool:
 
 
 def started(state: State, event: Event, rules: Rules, shop: ShopSettings) -> None:
-    """Start the waits that this event begins and end those that it cancels, in place."""
+    """Start the waits that this event begins, ``MOST_WAITS`` at most, and end those that it cancels, in place."""
     ended = rules.ended_by[event.kind]
     if ended and state.waiting:
         state.timers[:] = [timer for timer in state.timers if timer.trigger not in ended or not ends(event.at, timer.since)]
@@ -145,7 +146,8 @@ def started(state: State, event: Event, rules: Rules, shop: ShopSettings) -> Non
             if any(timer.trigger == trigger.name and timer.since > event.at for timer in state.timers):
                 continue  # this event comes late: the wait began with a newer one
             state.timers[:] = [timer for timer in state.timers if timer.trigger != trigger.name]
-        state.timers.append(begun)
+        if len(state.timers) < MOST_WAITS:
+            state.timers.append(begun)
 
 
 def ends(at: float, since: float) -> bool:

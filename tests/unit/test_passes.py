@@ -15,6 +15,7 @@ from models import gate
 from models.passes import Pass, Result, applied_offset, describe, next_timer
 from models.state import dump, sizes
 from models.state import load as load_state
+from models.triggers import MOST_WAITS
 from schemas.config import SendingSettings, ShopSettings, Trigger
 from schemas.errors import SettingsError
 from schemas.events import Dead, Event, decode
@@ -62,6 +63,7 @@ class World:
 CARE = Trigger(
     name="post_purchase", on="Order Completed", wait=DAY, condition="not refunded_since", use_by=3 * DAY, cancel_on=("Order Refunded",)
 )
+WORDY = [{"product_id": "🧁" * 80, "name": "🧁" * 80, "category": f"{n}" + "🧁" * 64, "price": 1} for n in range(3)]
 names = st.sampled_from(["Order Completed", "Product Viewed", "Email Opened", "Unsubscribed", "Something Else", "Support Ticket Opened"])
 streams = st.lists(st.tuples(st.integers(0, 3), names, st.integers(0, 40), st.booleans()), min_size=1, max_size=40)
 
@@ -296,6 +298,13 @@ def test_nor_does_it_fill_what_is_said_of_a_product_that_can_be_named() -> None:
     (product,) = next(intent.facts.products for intent in said[-1].intents if intent.facts.products)
     assert (product.product_id, product.name, product.category, product.currency) == ("", "Bread", "n" * 64, "n" * 16)
     assert max(len(told) for result in said for told in (*result.learning, *map(encode, result.intents))) < 2048
+
+
+def test_a_customer_who_is_all_guests_of_the_shop_stays_within_a_record() -> None:
+    world = World(Trigger(name="post_purchase", on="Order Completed", wait=DAY, re_entry=0, use_by=DAY))
+    world.run(*[event(n, START + n, order_id="🧁" * 80, message=f"m-{n}", products=WORDY) for n in range(2 * MOST_WAITS)])
+    assert len(world.states["c-1"]) < 2_000_000
+    assert len(world.fire(START + 2 * DAY).intents) == MOST_WAITS
 
 
 def test_a_basket_of_a_whole_mebibyte_is_told_to_the_learner_in_part() -> None:

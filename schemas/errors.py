@@ -10,7 +10,8 @@
     ├── PhrasebookError      a clause or file of the phrase book
     ├── ArtifactError        a missing, torn or foreign adapter
     ├── StoreError           profiles, keys, local state (a full disk among them)
-    │   └── ForeignState     a customer's state in the bytes of another version
+    │   ├── ForeignState     a customer's state in the bytes of another version
+    │   └── LostState        a changelog that knows less than was applied
     └── SourceError          a replay source that can't be read
 """
 
@@ -48,6 +49,9 @@ class StoreError(MailtideError): ...
 
 
 class ForeignState(StoreError): ...
+
+
+class LostState(StoreError): ...
 
 
 class SourceError(MailtideError): ...

@@ -164,7 +164,7 @@ class BatchApp:
                     async with asyncio.timeout(outage.MEASURE):
                         end = (await consumer.highwaters(place))[place]
                         position = await consumer.position(place)
-                        lane.committed = await consumer._thread.call_thread(consumer._thread._ensure_consumer().committed, place) or 0
+                        lane.committed = await self.committed(*tp)
                 except (TimeoutError, KafkaConnectionError, KafkaTimeoutError):
                     self._outage.heard(False)
                     break  # the consumer's thread may be what is stuck: the last answers stand
@@ -180,6 +180,13 @@ class BatchApp:
             return {}
         found = await self._faust.consumer.highwaters(*(TopicPartition(*pair) for pair in pairs))
         return {(tp.topic, tp.partition): offset for tp, offset in found.items()}
+
+    async def committed(self, topic: str, partition: int) -> int:
+        """The group's committed offset, asked from the broker; 0 where there is none."""
+        if self._faust is None:
+            return 0
+        thread: Any = self._faust.consumer._thread
+        return await thread.call_thread(thread._ensure_consumer().committed, TopicPartition(topic, partition)) or 0
 
     async def idle_position(self, topic: str, partition: int) -> int | None:
         """Where the next fetch starts; None while anything of the partition is on its way or being handled."""

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from aiokafka.errors import KafkaError
 
 from models.passes import Pass, applied_offset, next_timer
 from schemas.config import Settings
-from schemas.errors import UNREADABLE, ForeignState, KafkaUnavailable, StoreError, TopicMismatch
+from schemas.errors import UNREADABLE, ForeignState, KafkaUnavailable, LostState, StoreError, TopicMismatch
 from schemas.events import Event
 from schemas.mail import Gone, encode
 from schemas.topics import CLUSTERS, CUSTOMERS, DEAD_LETTERS, EVENTS, FEEDBACK, GATE, INTENTS, ITEMS, RHYTHM, TONES, VECTORS
@@ -124,12 +125,27 @@ class Intake:
     # -- partitions come and go ---------------------------------------------------------------------
 
     async def assigned(self, topic: str, number: int) -> None:
-        """Take the partition's states over: what lies here, then the changelog's rest."""
-        # From here on an earlier owner can't write this partition's changelog (see Partition), and what it left half done is gone.
-        changelog = await producer(self.settings.kafka, transactional_id=f"{self.settings.kafka.topic(CUSTOMERS)}-{number}")
-        store = await asyncio.to_thread(Store, self.home / str(number))
+        """Take the partition's states over: what lies here, then the changelog's rest. StoreError where they can't be used."""
         try:
-            store = await recover(store, self.settings.kafka, number, self.applied)
+            part = await self._part(topic, number)
+        except ForeignState as error:
+            raise StoreError(self._anew(str(error).split(";")[0])) from error
+        except LostState as error:
+            raise StoreError(self._again(str(error))) from error
+        self.parts[number] = part
+        part.tell()
+        place = {"group": self.app.group, "topic": topic, "partition": number, "offset": part.clock.offset}
+        log.info("partition taken over", extra=place)
+
+    async def _part(self, topic: str, number: int) -> Partition:
+        async with AsyncExitStack() as undone:  # a takeover that fails, or is cancelled, lets go of what it has
+            # From here on an earlier owner can't write this partition's changelog (see Partition), and what it left half done is gone.
+            changelog = await producer(self.settings.kafka, transactional_id=f"{self.settings.kafka.topic(CUSTOMERS)}-{number}")
+            undone.push_async_callback(changelog.stop)
+            store = await asyncio.to_thread(Store, self.home / str(number))
+            undone.callback(lambda: store.close())
+            committed = await self.app.committed(topic, number)
+            store = await recover(store, self.settings.kafka, number, self.applied, committed)
             end = (await self.app.end_offsets([(topic, number)]))[topic, number]
             if store.clock.offset > end:
                 raise StoreError(
@@ -141,28 +157,28 @@ class Intake:
                 part.schedule.set(customer, self.next_timer(state))
                 if count % 10_000 == 0:
                     await asyncio.sleep(0)
-        except ForeignState as error:
-            await changelog.stop()
-            store.close()
-            raise StoreError(self._anew(str(error).split(";")[0])) from error
-        except BaseException:  # a cancelled takeover lets go of the files, too
-            await changelog.stop()
-            store.close()
-            raise
-        self.parts[number] = part
-        part.tell()
-        place = {"group": self.app.group, "topic": topic, "partition": number, "offset": part.clock.offset}
-        log.info("partition taken over", extra=place)
+            undone.pop_all()
+            return part
 
     def _anew(self, said: str) -> str:
         """The commands after which the events are applied from the first on."""
         server, customers = self.settings.kafka.bootstrap, self.topic[CUSTOMERS]
         return (
             f"{said} (topic {customers}, folder {self.home.parent}). Stop the workers, then: rm -r {self.home.parent} && "
-            f"kafka-topics.sh --bootstrap-server {server} --delete --topic {customers} && "
-            f"kafka-consumer-groups.sh --bootstrap-server {server} --group {self.app.group} --topic {self.topic[EVENTS]} "
-            "--reset-offsets --to-earliest --execute && mailtide topics create"
+            f"kafka-topics.sh --bootstrap-server {server} --delete --topic {customers} && {self._uncommit()} && mailtide topics create"
         )
+
+    def _again(self, said: str) -> str:
+        """What is left to do where the changelog can't be brought back: the events that are kept are applied from its clock on."""
+        return (
+            f"{said}. Bring the topic back where you can: {self.home.parent} is untouched and may know more than the events that are kept. "
+            f"Else stop the workers, then: {self._uncommit()}"
+        )
+
+    def _uncommit(self) -> str:
+        """Not a reset to the earliest: where retention took events that is an offset ahead of a new changelog."""
+        server, group, events = self.settings.kafka.bootstrap, self.app.group, self.topic[EVENTS]
+        return f"kafka-consumer-groups.sh --bootstrap-server {server} --group {group} --topic {events} --delete-offsets"
 
     async def revoked(self, topic: str, number: int) -> None:
         """Let what is in flight land; the next owner reads it from the changelog."""

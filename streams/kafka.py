@@ -51,9 +51,11 @@ async def producer(kafka: KafkaSettings, **options: Any) -> AIOKafkaProducer:
     )
     try:
         await made.start()
-    except (KafkaError, AssertionError) as error:  # the second is aiokafka's way to say that no broker answers just now (client.py:532)
+    except BaseException as error:  # who is cancelled meanwhile leaves no connection behind, either
         await made.stop()
-        raise KafkaUnavailable(f"no Kafka answers at {kafka.bootstrap}: {error}") from error
+        if isinstance(error, KafkaError | AssertionError):  # the second is aiokafka's way to say that no broker answers (client.py:532)
+            raise KafkaUnavailable(f"no Kafka answers at {kafka.bootstrap}: {error}") from error
+        raise
     return made
 
 

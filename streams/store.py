@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import rocksdict
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from schemas.config import KafkaSettings
-from schemas.errors import StoreError
+from schemas.errors import LostState, StoreError
 from schemas.topics import CUSTOMERS
 from streams.kafka import reader
 
@@ -139,32 +139,58 @@ def _error(path: Path, error: Exception) -> StoreError:
     return StoreError(f"the state in {path} can't be used: {why}; {mend}")
 
 
-async def recover(store: Store, kafka: KafkaSettings, partition: int, applied: Callable[[bytes], int]) -> Store:
+async def recover(store: Store, kafka: KafkaSettings, partition: int, applied: Callable[[bytes], int], committed: int) -> Store:
     """Apply what the changelog has and the store has not; returns the store (another one where it had to start anew).
 
     Of two records of a customer the one that had ``applied`` more events wins,
     so that a worker that was replaced without knowing can't bring back old states.
+    ``committed``: the group's offset. A commit follows the changelog's clock, so one ahead of it
+    means that states were lost: LostState then, and what lies here is left as it is.
     """
     tp = TopicPartition(kafka.topic(CUSTOMERS), partition)
     client = await reader(kafka, max_partition_fetch_bytes=4 << 20, isolation_level="read_committed")
     try:
         client.assign([tp])
         end = (await client.end_offsets([tp]))[tp]
+        begin = (await client.beginning_offsets([tp]))[tp]
         if store.changelog > end:  # the topic was made anew: what lies here belongs to another past
+            _whole(await _clock(client, tp, begin, end), committed, tp, end)
             store = store.wiped()
-        position = max(store.changelog, (await client.beginning_offsets([tp]))[tp])
-        client.seek(tp, position)
-        while position < end:
-            found = await client.getmany(tp, timeout_ms=500)
+        async for found, position in _read(client, tp, max(store.changelog, begin), end):
             records: dict[bytes, bytes | None] = {}
-            for record in found.get(tp, ()):
+            for record in found:
                 _merge(records, store, record.key, record.value, applied)
-            position = await client.position(tp)
             if records or position >= end:
                 store.write(records, position)
+        _whole(store.clock, committed, tp, end)
     finally:
         await client.stop()
     return store
+
+
+def _whole(clock: Clock, committed: int, tp: TopicPartition, end: int) -> None:
+    if committed > clock.offset:
+        raise LostState(
+            f"topic {tp.topic} partition {tp.partition} ends at {end} and knows events up to offset {clock.offset}, "
+            f"but the group has committed {committed}: it was made anew or has lost records, or somebody set the offset ahead"
+        )
+
+
+async def _read(client: AIOKafkaConsumer, tp: TopicPartition, position: int, end: int) -> AsyncIterator[tuple[Sequence[Any], int]]:
+    """The records from ``position`` to ``end``, fetch by fetch, each with the offset after it."""
+    client.seek(tp, position)
+    while position < end:
+        found = await client.getmany(tp, timeout_ms=500)
+        position = await client.position(tp)
+        yield found.get(tp, ()), position
+
+
+async def _clock(client: AIOKafkaConsumer, tp: TopicPartition, begin: int, end: int) -> Clock:
+    """What the changelog alone has applied."""
+    clocks = [Clock()]
+    async for found, _ in _read(client, tp, begin, end):
+        clocks += [Clock.unpacked(record.value) for record in found if record.key == CLOCK and record.value]
+    return max(clocks)
 
 
 def _merge(records: dict[bytes, bytes | None], store: Store, key: bytes, value: bytes | None, applied: Callable[[bytes], int]) -> None:

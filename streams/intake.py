@@ -24,7 +24,7 @@ from schemas.config import Settings
 from schemas.errors import UNREADABLE, ForeignState, KafkaUnavailable, LostState, StoreError, TopicMismatch
 from schemas.events import Event
 from schemas.mail import Gone, encode
-from schemas.topics import CLUSTERS, CUSTOMERS, DEAD_LETTERS, EVENTS, FEEDBACK, GATE, INTENTS, ITEMS, RHYTHM, TONES, VECTORS
+from schemas.topics import CLUSTERS, CUSTOMERS, DEAD_LETTERS, EVENTS, FEEDBACK, GATE, INTENTS, ITEMS, RHYTHM, TONES, TOPICS, VECTORS
 from streams.batches import Batch, BatchApp
 from streams.follow import follow
 from streams.kafka import producer
@@ -44,6 +44,8 @@ TICK = 1.0  # seconds between two looks at the wall clock's timers
 SLICE = 900.0  # seconds of event time applied at once: a timer that they set may fire so much too late, in a replay only
 LOG_APPEND_TIME = 1  # aiokafka's ``timestamp_type``
 TOO_OFTEN = 10_000  # firings of one customer in one go: a timer that never advances
+
+BESIDE = (CUSTOMERS, INTENTS, GATE, FEEDBACK)  # partition p of the events writes to partition p of these
 
 log = logging.getLogger(__name__)
 
@@ -77,26 +79,37 @@ class Intake:
         self._idle: dict[int, int] = {}
 
     async def open(self) -> None:
-        """Connect; StoreError or KafkaUnavailable in one line."""
+        """Connect; StoreError, KafkaUnavailable or TopicMismatch in one line."""
         kafka = self.settings.kafka
         self.profiles = await asyncio.to_thread(Profiles.open, self.settings)
         self.producer = await producer(kafka)
         try:
-            partitions = await self.producer.partitions_for(self.topic[EVENTS])
-            dead = await self.producer.partitions_for(self.topic[DEAD_LETTERS])
-        except KafkaError as error:
-            await self.producer.stop()
-            raise TopicMismatch(
-                f"topic {self.topic[EVENTS]} or {self.topic[DEAD_LETTERS]} can't be read ({error}): run 'mailtide topics create'"
-            ) from error
-        try:
+            counts = {name: await self._partitions(self.topic[name]) for name in (EVENTS, DEAD_LETTERS, *BESIDE)}
+            self._match(counts)
             self.large = await open_producer(kafka)
-        except KafkaUnavailable:
+        except (TopicMismatch, KafkaUnavailable):
             await self.producer.stop()
             raise
-        self.places = Places(self.topic[EVENTS], self.topic[DEAD_LETTERS], len(partitions), len(dead))
+        self.places = Places(self.topic[EVENTS], self.topic[DEAD_LETTERS], counts[EVENTS], counts[DEAD_LETTERS])
         hooks: dict[str, Any] = {"on_assigned": self.assigned, "on_revoked": self.revoked}
         self.app = BatchApp(GROUP, kafka, [self.topic[EVENTS]], self.handle, **hooks, buffer=BUFFER, fetch_bytes=FETCH_BYTES)
+
+    async def _partitions(self, topic: str) -> int:
+        try:
+            return len(await self.producer.partitions_for(topic))
+        except KafkaError as error:
+            raise TopicMismatch(f"topic {topic} can't be read ({error}): run 'mailtide topics create'") from error
+
+    def _match(self, counts: dict[str, int]) -> None:
+        """Every partition of the events needs its like; more than that do no harm."""
+        wanted, kafka = counts[EVENTS], self.settings.kafka
+        if short := [f"{self.topic[name]} {counts[name]}" for name in BESIDE if counts[name] < wanted]:
+            keyed = "|".join(kafka.topic(topic.name) for topic in TOPICS if topic.partitions is None and topic.name != EVENTS)
+            raise TopicMismatch(
+                f"{self.topic[EVENTS]} has {wanted} partitions, {', '.join(short)}: the events of the others would never be read. "
+                f"Set kafka.partitions = {wanted}, then: kafka-topics.sh --bootstrap-server {kafka.bootstrap} --alter "
+                f"--partitions {wanted} --topic '{keyed}' (where {self.topic[EVENTS]} grew later: docs/scaling.md)"
+            )
 
     def update(self, topic: str, value: bytes) -> None:
         """Take a published model in; one that can't be read leaves the one before in service, and ``follow`` says so."""

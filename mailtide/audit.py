@@ -20,7 +20,7 @@ from mailtide.readable import personal, written
 from mailtide.reading import records
 from mailtide.tally import tally
 from schemas.config import Settings, kafka_python_options
-from schemas.errors import KafkaUnavailable
+from schemas.errors import UNREADABLE, KafkaUnavailable
 from schemas.mail import Claim, Delivery, Gone, Intent, Standing, decoder, seconds
 from schemas.mail import GateRecord as GateUnion
 from schemas.topics import (
@@ -150,7 +150,7 @@ def _read(settings: Settings, topic: str, trail: _Trail, breaches: list[Breach],
         if take is not None:
             try:
                 take(trail, record, place)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 breaches.append(Breach("unreadable", place=place, detail=str(error)))
 
 

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mailtide import logs
 from mailtide import settings as reading_settings
+from mailtide.screen import console
 from schemas.config import Settings
 from schemas.errors import MailtideError, SettingsError
 
@@ -35,7 +36,7 @@ for name, group in {
 }.items():
     app.add_typer(group, name=name)
 
-err = Console(stderr=True)
+err = console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Clock = Annotated[str, typer.Option(help="Which time the timers follow: event or wall.")]
 
@@ -77,7 +78,7 @@ def demo(
     """Replay real purchases through every service, and say what came of it."""
     from mailtide.demo import main as run_demo
 
-    summary = run_demo(_serving(), days, customers, err if as_json else Console())
+    summary = run_demo(_serving(), days, customers, err if as_json else console())
     if as_json:
         _print(summary)
 
@@ -156,10 +157,10 @@ def customer_show(customer: str, as_json: Json = False) -> None:
     if as_json:
         _print(known)
         return
-    out = Console()
+    out = console()
     for key, value in known.items():
         if key != "intents":
-            out.print(f"[bold]{key}[/]", value)
+            out.print(Text(key, style="bold"), value)
     table = Table("trigger", "due", "status", "reason", "intent", title="intents", title_justify="left")
     for intent in known["intents"]:
         table.add_row(intent["trigger"], intent["due"], intent["status"], intent["reason"] or "", intent["intent_id"])
@@ -193,7 +194,7 @@ def phrasebook_check(as_json: Json = False) -> None:
         table = Table("trigger", "clauses", "different mails")
         for row in rows:
             table.add_row(row["trigger"], f"{row['clauses']:,}", f"{row['mails']:,}")
-        Console().print(table)
+        console().print(table)
         for line in found:
             typer.echo(line)
     raise typer.Exit(1 if found else 0)
@@ -290,13 +291,13 @@ def lag(
     from mailtide import lag as telling
 
     if watch:
-        telling.watch(_settings(), group, Console())
+        telling.watch(_settings(), group, console())
         return
     rows, waiting = telling.look(_settings(), group)
     if as_json:
         _print(telling.plain(waiting if mail else rows))
         return
-    Console(width=None if sys.stdout.isatty() else 160).print(telling.tables(rows, waiting))
+    console(width=None if sys.stdout.isatty() else 160).print(telling.tables(rows, waiting))
 
 
 @release_app.command("list")
@@ -331,7 +332,7 @@ def _releases(found: list[dict[str, Any]], as_json: bool) -> None:
     for one in found:
         row = (one["cluster"], one["release_id"], one["epoch"], one["parent"] or "", one["examples"], one["odds"] or "", one["at"])
         table.add_row(*map(str, row))
-    Console().print(table)
+    console().print(table)
 
 
 def main() -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import msgspec
-
-from mailtide.reading import partition_count, partition_of, records
+from mailtide.reading import decoded, partition_count, partition_of, records
 from models.passes import describe
 from schemas.config import Settings
-from schemas.errors import MailtideError
+from schemas.errors import UNREADABLE, MailtideError, StoreError
 from schemas.mail import Delivery, Intent
 from schemas.topics import CLUSTERS, CUSTOMERS, DELIVERIES, EVENTS, INTENTS
 
@@ -30,17 +28,17 @@ def show(settings: Settings, customer: str) -> dict[str, Any]:
     for record in records(kafka, CUSTOMERS, place):
         if record.key == key:
             state = record.value
-    intents = [msgspec.json.decode(record.value, type=Intent) for record in records(kafka, INTENTS, place) if record.key == key]
-    outcomes = {
-        delivery.intent_id: delivery
-        for delivery in (
-            msgspec.json.decode(record.value, type=Delivery) for record in records(kafka, DELIVERIES, place) if record.key == key
-        )
-    }
+    intents = list(decoded(kafka, INTENTS, Intent, place, key))
+    outcomes = {delivery.intent_id: delivery for delivery in decoded(kafka, DELIVERIES, Delivery, place, key)}
     if state is None and not intents:
         raise MailtideError(f"customer {customer!r} is not known here: no event of theirs was accepted")
     now = time.time()
-    known = describe(state, now) if state is not None else {}
+    try:
+        known = describe(state, now) if state is not None else {}
+    except UNREADABLE as error:
+        raise StoreError(
+            f"the state of customer {customer!r} on {kafka.topic(CUSTOMERS)} partition {place} can't be read: {error}"
+        ) from error
     seen = {intent.intent_id: intent for intent in intents}
     return {
         "customer": customer,
@@ -68,10 +66,8 @@ def _description(settings: Settings, cluster: str) -> str:
     from schemas.release import Snapshot
 
     newest: Snapshot | None = None
-    for record in records(settings.kafka, CLUSTERS):
-        if record.value is not None:
-            snapshot = msgspec.json.decode(record.value, type=Snapshot)
-            newest = snapshot if newest is None or snapshot.epoch >= newest.epoch else newest
+    for snapshot in decoded(settings.kafka, CLUSTERS, Snapshot):
+        newest = snapshot if newest is None or snapshot.epoch >= newest.epoch else newest
     for known in newest.clusters if newest else ():
         if known.id == cluster:
             return known.description

@@ -117,7 +117,12 @@ def _run(settings: Settings, days: int, customers: int, console: Console, starte
     follower.start()
     try:
         progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
         )
         with progress:
             published = asyncio.run(_drive(settings, days, customers, follower, supervisor, gauge, progress))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Generator, Iterator
+from typing import Any, TypeVar
 
+import msgspec
+import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.partitioner.default import murmur2
 
 from schemas.config import KafkaSettings, Settings, kafka_python_options
 from schemas.errors import UNREADABLE
+
+log = structlog.get_logger()
+T = TypeVar("T")
 
 # From the first committed record on, and without leaving a trace of the reading.
 WHOLE: dict[str, Any] = {
@@ -27,7 +32,7 @@ def partition_of(customer: str, partitions: int) -> int:
     return int((murmur2(customer.encode()) & 0x7FFFFFFF) % partitions)
 
 
-def records(kafka: KafkaSettings, topic: str, partition: int | None = None) -> Iterator[Any]:
+def records(kafka: KafkaSettings, topic: str, partition: int | None = None) -> Generator[Any, None, None]:
     """Every committed record of a topic (or of one partition) up to its end as it is now."""
     consumer = KafkaConsumer(**kafka_python_options(kafka), **WHOLE)
     try:
@@ -46,6 +51,23 @@ def records(kafka: KafkaSettings, topic: str, partition: int | None = None) -> I
                         yield record
     finally:
         consumer.close()
+
+
+def decoded(kafka: KafkaSettings, topic: str, kind: type[T], partition: int | None = None, key: bytes | None = None) -> Iterator[T]:
+    """``records`` of this key (of all without one) as ``kind``; what can't be read is passed over, and the log names its place."""
+    decode = msgspec.json.Decoder(kind).decode
+    # Closed at once, however its reader ends: a client that is left open keeps the process alive.
+    with contextlib.closing(records(kafka, topic, partition)) as found:
+        for record in found:
+            if record.value is None or (key is not None and record.key != key):
+                continue
+            try:
+                value = decode(record.value)
+            except UNREADABLE as error:
+                place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+                log.warning("a record that can't be read", error=str(error), **place)
+                continue
+            yield value
 
 
 def following(settings: Settings, names: Collection[str], halt: threading.Event, take: Callable[[str, Any], None]) -> None:

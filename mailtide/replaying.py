@@ -24,7 +24,7 @@ def main(
     known(source)  # before a broker is started in vain
     with broker.running(settings) as ready:
         topics.create(ready)
-        columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:,.0f} events"), TimeElapsedColumn())
+        columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:,.0f} events", markup=False), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task(f"replay {source}", total=None)
             with Readers(ready) if reader else contextlib.nullcontext() as readers:

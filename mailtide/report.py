@@ -14,7 +14,7 @@ from schemas.config import Settings
 def print_summary(summary: dict[str, Any], settings: Settings, console: Console) -> None:
     """Tables for people; ``demo.json`` has the same for programs."""
     console.print()
-    console.print(f"[bold]{summary['events']:,}[/] events of [bold]{summary['customers']:,}[/] customers in {summary['seconds']:.0f} s")
+    console.print(f"{summary['events']:,} events of {summary['customers']:,} customers in {summary['seconds']:.0f} s")
     clusters = Table("cluster", "customers", "who they are", title="Clusters", title_justify="left")
     for cluster in summary["clusters"]:
         clusters.add_row(cluster["id"], f"{cluster['size']:,}", cluster["description"])

@@ -61,7 +61,7 @@ def train(settings: Settings, once: bool, cluster: str | None, demo: bool, conso
 @contextmanager
 def _bars(console: Console) -> Iterator[Callable[[str, int, int, float], None]]:
     """A progress bar for each cluster that is being fitted; none where nobody looks."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         tasks: dict[str, TaskID] = {}
 

@@ -179,6 +179,7 @@ def test_each_breach_is_named(settings: Settings, story: Story, monkeypatch: pyt
     story.claimed("oda", False, guard={"writer": "queue too long"})  # a template, with what was refused before it
     for topic in (GATE, INTENTS, CLAIMS, DELIVERIES):
         story.put(topic, "ida", b"{broken")
+        story.put(topic, "ida", b'{"customer":"\xff","intent_id":"\xff"}')
     story.put(EXAMPLES, "x", b'{"text":"write to maria@customers.example.com"}')
     story.put(FEEDBACK, "x", b'{"firstName":"Maria"}')
     found = {kind: sorted(intents) for kind, intents in kinds(settings).items()}
@@ -194,7 +195,7 @@ def test_each_breach_is_named(settings: Settings, story: Story, monkeypatch: pyt
         "sent_after_unsubscribe": sorted([left.intent_id, complained.intent_id]),
         "sent_without_consent": sorted([never_said_yes.intent_id, untold.intent_id]),
         "sent_after_condition_went": [went.intent_id],
-        "unreadable": [""] * 4,
+        "unreadable": [""] * 8,
         "personal_data": ["", ""],
     }
 

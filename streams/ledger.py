@@ -9,7 +9,8 @@ from __future__ import annotations
 import bisect
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import structlog
@@ -74,8 +75,8 @@ class Ledger:
             self.claims.pop(intent_id, None)
             self.release(claim.customer, intent_id)
         elif intent_id not in self.ended:
-            self.claims[intent_id] = claim
             self.reserve(claim.customer, intent_id, self._counted(claim.at, claim.draft.intent.due))
+            self.claims[intent_id] = claim
 
     def outcome(self, delivery: Delivery, age: float = 0.0) -> None:
         """An intent's end, ``age`` seconds ago. What was sent, or may have been, counts towards the cap."""
@@ -146,14 +147,29 @@ async def recover(kafka: KafkaSettings, partition: int, clock: Literal["event", 
     """
     ledger, since = Ledger(clock), time.time() - MEMORY_SECONDS
     async for record in committed(kafka, DELIVERIES, partition, since):
-        ledger.outcome(_DELIVERY.decode(record.value), max(0.0, time.time() - record.timestamp / 1000))
+        with _passed_over(record):
+            ledger.outcome(_DELIVERY.decode(record.value or b""), max(0.0, time.time() - record.timestamp / 1000))
     async for record in committed(kafka, CLAIMS, partition, since):
-        ledger.claim(_CLAIM.decode(record.value))
+        with _passed_over(record):
+            ledger.claim(_CLAIM.decode(record.value or b""))
     position = 0
     async for record in committed(kafka, GATE, partition):
         ledger.gate(record.value)
         position = record.offset + 1
     return ledger, position
+
+
+@contextmanager
+def _passed_over(record: Any) -> Iterator[None]:
+    """Go on after a record that can't be read: a stop would hold up everybody's mail.
+
+    No mail is sent twice by that: senders write whole, readable records alone, and Kafka checks their sums, so it is none of theirs.
+    """
+    try:
+        yield
+    except (*UNREADABLE, ValueError) as error:  # the second: a time that is none
+        place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+        log.error("a record that can't be read", error=str(error), **place)
 
 
 def claim_of(draft: Draft, at: str, withdrawn: bool = False) -> Claim:

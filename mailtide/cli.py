@@ -13,11 +13,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from mailtide import logs
+from mailtide import lastwords, logs
 from mailtide import settings as reading_settings
 from mailtide.screen import console
 from schemas.config import Settings
-from schemas.errors import MailtideError, SettingsError
+from schemas.errors import SettingsError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 topics_app = typer.Typer(no_args_is_help=True, help="The topics as declared, and how a cluster differs.")
@@ -339,9 +339,6 @@ def main() -> None:
     """Entry point: turns every error that a user can cause into one line."""
     try:
         app(standalone_mode=True)
-    except MailtideError as error:
-        sys.stderr.write(f"mailtide: {error}\n")
-        sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("mailtide: stopped\n")
         sys.exit(130)
@@ -349,13 +346,8 @@ def main() -> None:
         with contextlib.suppress(OSError):
             sys.stdout.close()
         sys.exit(0)
-    except OSError as error:
-        sys.stderr.write(f"mailtide: {error.filename or ''}: {error.strerror or error}\n")
-        sys.exit(1)
     except Exception as error:
-        if not type(error).__module__.startswith(("aiokafka.", "kafka.")):
-            raise  # a mistake of ours, not of the user's
-        refused = type(error).__name__ == "MessageSizeTooLargeError"  # Kafka runs: a topic takes less than Mailtide declares
-        mend = "raise what 'mailtide topics check' names" if refused else "see that it runs"
-        sys.stderr.write(f"mailtide: Kafka failed ({' '.join(str(error).split())}): {mend}, then start again\n")
+        if not (said := lastwords.words(error)):
+            raise
+        sys.stderr.write(f"mailtide: {said}\n")
         sys.exit(1)

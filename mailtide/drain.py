@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import structlog
@@ -33,14 +33,15 @@ class Halt(threading.Event):
 
 
 @contextmanager
-def deadline(halt: threading.Event, service: str, seconds: float = SECONDS, code: int = 0) -> Iterator[None]:
-    """Ends the process with ``code`` if the block is still running ``seconds`` after ``halt`` was set."""
+def deadline(halt: threading.Event, service: str, seconds: float = SECONDS, code: int = 0, last: Callable[[], str] = str) -> Iterator[None]:
+    """Ends the process with ``code`` if the block is still running ``seconds`` after ``halt`` was set; ``last`` is what it says last."""
     done = threading.Event()
 
     def watch() -> None:
         halt.wait()
         if not done.wait(seconds):
             log.warning("drain_cut_short", service=service, seconds=seconds, note="what was not finished is done again after the start")
+            sys.stderr.write(last())
             sys.stderr.flush()
             os._exit(code)
 

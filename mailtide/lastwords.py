@@ -1,4 +1,4 @@
-"""Why a process died, from what it logged last."""
+"""What a command says last of an error that ends it, and why a process died, from what it logged last."""
 
 from __future__ import annotations
 
@@ -7,10 +7,25 @@ import re
 import signal
 from pathlib import Path
 
+from schemas.errors import MailtideError
+
 LONGEST = 64 << 10  # bytes read from the end: a traceback with its notes is shorter
 WORDS = 800  # characters of it that a supervisor repeats: the longest mend is some 600
 
 JAVA = re.compile(r"\[[^\]]*\] (TRACE|DEBUG|INFO|WARN|ERROR) (\S+ - .+)")  # slf4j-simple's line: [thread] LEVEL logger - words
+
+
+def words(error: BaseException) -> str:
+    """One line for an error that a user can cause or mend; "" for a mistake of ours, whose traceback is wanted."""
+    if isinstance(error, MailtideError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or str(error) or type(error).__name__}"
+    if type(error).__module__.startswith(("aiokafka.", "kafka.")):
+        refused = type(error).__name__ == "MessageSizeTooLargeError"  # Kafka runs: a topic takes less than Mailtide declares
+        mend = "raise what 'mailtide topics check' names" if refused else "see that it runs"
+        return f"Kafka failed ({' '.join(str(error).split())}): {mend}, then start again"
+    return ""
 
 
 def cause(log: Path, start: int, code: int) -> str:

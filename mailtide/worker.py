@@ -10,14 +10,11 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import structlog
-
-from mailtide import broker, drain, health, logs, outbox, stuck
+from mailtide import broker, drain, health, lastwords, logs, outbox, stuck
 from schemas.config import Settings
 from schemas.errors import SettingsError
 
 STAGES = ("intake", "clusters", "writer", "sender")
-log = structlog.get_logger()
 Serve = Callable[[Settings, asyncio.Event, str], Awaitable[None]]
 
 
@@ -97,13 +94,19 @@ async def _guard(stage: Awaitable[None], halt: asyncio.Event) -> None:
         halt.set()  # one stage down, all down: half a worker would look alive
 
 
-async def _or_say_so(serving: Awaitable[None], failed: threading.Event) -> None:
+class Failure(threading.Event):
+    """Set when a stage has failed. ``words``: the line to say of it."""
+
+    words = ""
+
+
+async def _or_say_so(serving: Awaitable[None], failure: Failure) -> None:
     """``asyncio.run`` waits for every task that it cancels, however long one takes: a failed worker must not wait with it."""
     try:
         await serving
     except Exception as error:
-        log.error("worker_failed", error=f"{type(error).__name__}: {error}")
-        failed.set()
+        failure.words = f"mailtide: {lastwords.words(error) or f'{type(error).__name__}: {error}'}\n"
+        failure.set()
         raise
 
 
@@ -112,6 +115,6 @@ def main(settings: Settings, text: str) -> None:
     chosen = stages(text)
     logs.outages_told()
     with broker.running(settings) as ready, identity(Path(ready.home)) as worker_id:
-        failed = threading.Event()
-        with drain.deadline(failed, "worker", code=1):
-            asyncio.run(_or_say_so(run(outbox.found(ready), chosen, worker_id), failed))
+        failure = Failure()
+        with drain.deadline(failure, "worker", code=1, last=lambda: failure.words):
+            asyncio.run(_or_say_so(run(outbox.found(ready), chosen, worker_id), failure))

@@ -203,8 +203,9 @@ FAILS = """
 import asyncio, contextlib
 from mailtide import broker, drain, logs, worker
 from schemas.config import KafkaSettings, Settings
+from schemas.errors import StoreError
 logs.configure("info")
-drain.deadline.__wrapped__.__defaults__ = (0.2, 0)
+drain.deadline.__wrapped__.__defaults__ = (0.2, 0, str)
 
 async def deaf():
     while True:
@@ -216,7 +217,7 @@ async def deaf():
 async def serve(*_):
     serve.neighbour = asyncio.create_task(deaf())
     await asyncio.sleep(0)
-    raise RuntimeError("the stage fell")
+    raise {error}("the stage fell")
 
 broker.running = contextlib.nullcontext
 worker._serve = lambda name: serve
@@ -224,12 +225,15 @@ worker.main(Settings(home={home!r}, kafka=KafkaSettings(bootstrap="127.0.0.1:1")
 """
 
 
-def test_a_worker_that_failed_ends_though_a_task_won_t(tmp_path: Path) -> None:
-    done, _ = run(FAILS.format(home=str(tmp_path)))
+@pytest.mark.parametrize(
+    ("error", "said"), [("StoreError", "the stage fell"), ("OSError", "the stage fell"), ("RuntimeError", "RuntimeError: the stage fell")]
+)
+def test_a_worker_that_failed_ends_though_a_task_won_t_and_says_why_last(tmp_path: Path, error: str, said: str) -> None:
+    done, _ = run(FAILS.format(home=str(tmp_path), error=error))
     assert done.returncode == 1
-    events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-    assert {event["event"] for event in events} >= {"worker_failed", "drain_cut_short"}
-    assert any("the stage fell" in event.get("error", "") for event in events)
+    *logged, last = done.stderr.splitlines()
+    assert [json.loads(line)["event"] for line in logged] == ["drain_cut_short"]
+    assert last == f"mailtide: {said}"
 
 
 def test_logs_are_json_with_the_records_place_and_nothing_else_of_extra() -> None:
@@ -276,8 +280,8 @@ def test_a_service_that_dies_says_why_and_where_its_log_is(tmp_path: Path, capsy
         ('{"event": "partition taken over", "level": "info"}\nmailtide: port 1 is taken\n', "port 1 is taken"),
         ('Traceback (most recent call last):\n  File "x", line 1\nValueError: no such thing\n', "ValueError: no such thing"),
         (
-            '{"event": "worker_failed", "level": "error", "error": "StoreError: full"}\n{"event": "bye", "level": "info"}',
-            "worker_failed: StoreError: full",
+            '{"event": "store_failed", "level": "error", "error": "StoreError: full"}\n{"event": "bye", "level": "info"}',
+            "store_failed: StoreError: full",
         ),
         ('{"event": "left", "level": "error", "exception": "Traceback\\n  File\\nKeyError: 1"}\n', "left: KeyError: 1"),
         ("Killed\n\n", "Killed"),

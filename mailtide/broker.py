@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -64,17 +65,18 @@ def free_port() -> int:
 
 
 def reachable(settings: Settings, timeout: float = 5.0) -> bool:
-    """Whether a broker answers at the settings' bootstrap servers."""
+    """Whether a broker answers at the settings' bootstrap servers. SettingsError where they can't even be asked so."""
+    options = kafka_python_options(settings.kafka)
     with logs.hushed("kafka"):
-        return _answers(settings, timeout)
+        return _answers(options, timeout)
 
 
-def _answers(settings: Settings, timeout: float) -> bool:
+def _answers(options: dict[str, Any], timeout: float) -> bool:
     from kafka.admin import KafkaAdminClient
 
     try:
         admin = KafkaAdminClient(
-            **kafka_python_options(settings.kafka),
+            **options,
             request_timeout_ms=int(timeout * 1000),
             bootstrap_timeout_ms=int(timeout * 1000),
         )
@@ -94,7 +96,7 @@ def running(settings: Settings, halt: Halt | None = None) -> Iterator[Settings]:
     """Settings whose ``kafka.bootstrap`` answers; an embedded broker started here is kept going, and stopped on leaving.
 
     Once ``halt`` is set, a start is given up, and a stop keeps to the drain's time.
-    Raises KafkaUnavailable, in one line, where none answers.
+    Raises KafkaUnavailable, in one line, where none answers, and SettingsError where a setting can't be used to ask.
     """
     if settings.kafka.bootstrap:
         if not reachable(settings):

@@ -24,7 +24,7 @@ from models.phrasebook.sample import sample
 from models.triggers import mistakes
 from models.writer.base import locate
 from models.zones import seconds_of_day
-from schemas.config import Settings, ShopSettings
+from schemas.config import Settings, ShopSettings, tls
 from schemas.errors import MailtideError, SettingsError
 from streams import smtp
 from streams.profiles import KEY_BYTES
@@ -76,6 +76,7 @@ def services(settings: Settings, source: Path, problems: Mapping[str, str]) -> I
         ("kafka.bootstrap", lambda: _servers(settings.kafka.bootstrap)),
         ("kafka.prefix", lambda: _prefix(settings.kafka.prefix)),
         ("kafka.sasl_mechanism", lambda: _mechanism(settings.kafka.sasl_mechanism)),
+        ("kafka.ssl_cafile", lambda: tls(settings.kafka)),
         ("smtp.url", lambda: settings.smtp.url and smtp.options(settings.smtp)),
         ("smtp.dkim_key_file", lambda: signer(settings.smtp)),
         *((f"shop.{key}", lambda key=key: check_shop(settings.shop, key)) for key in SHOP_CHECKED),

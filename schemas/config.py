@@ -8,10 +8,13 @@ What stands behind a key says what it means, in docs/settings.md too.
 
 from __future__ import annotations
 
+import ssl
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+
+from schemas.errors import SettingsError
 
 Port = Annotated[int, Meta(ge=0, le=65535, extra={"type": "port"})]
 Share = Annotated[float, Meta(ge=0.0, le=1.0, extra={"type": "share"})]
@@ -185,11 +188,24 @@ class Settings(Section, frozen=True):
     trigger: tuple[Trigger, ...] = ()
 
 
+def tls(kafka: KafkaSettings) -> ssl.SSLContext | None:
+    """Whom to trust; None where the connection isn't encrypted. SettingsError where ``ssl_cafile`` can't be read."""
+    if not kafka.security_protocol.endswith("SSL"):
+        return None
+    try:
+        return ssl.create_default_context(cafile=kafka.ssl_cafile or None)
+    except OSError as error:  # one of OpenSSL's, too
+        why = "it holds no PEM certificate" if isinstance(error, ssl.SSLError) else error.strerror
+        raise SettingsError(
+            f"kafka.ssl_cafile = {kafka.ssl_cafile!r} can't be used ({why}): name a PEM file of who signed the brokers' certificates"
+        ) from error
+
+
 def kafka_python_options(kafka: KafkaSettings) -> dict[str, Any]:
-    """Connection keywords for kafka-python's clients; ``bootstrap`` must be set by now."""
+    """Connection keywords for kafka-python's clients; ``bootstrap`` must be set by now. Raises SettingsError as ``tls`` does."""
     options: dict[str, Any] = {"bootstrap_servers": kafka.bootstrap.split(","), "security_protocol": kafka.security_protocol}
     if kafka.security_protocol.startswith("SASL"):
         options |= {"sasl_mechanism": kafka.sasl_mechanism, "sasl_plain_username": kafka.username, "sasl_plain_password": kafka.password}
-    if kafka.ssl_cafile:
-        options["ssl_cafile"] = kafka.ssl_cafile
+    if (context := tls(kafka)) is not None:
+        options["ssl_context"] = context
     return options

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from functools import lru_cache
 from typing import Any
 
@@ -10,7 +9,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2
 
-from schemas.config import KafkaSettings
+from schemas.config import KafkaSettings, tls
 from schemas.errors import KafkaUnavailable
 
 BATCH_BYTES = 1 << 20  # of one produce batch; a flush of a fetch fits in a few of these
@@ -18,7 +17,7 @@ REQUEST_BYTES = 4 << 20  # several batches of BATCH_BYTES travel in one request
 
 
 def connection(kafka: KafkaSettings) -> dict[str, Any]:
-    """Connection keywords of aiokafka's clients."""
+    """Connection keywords of aiokafka's clients. Raises SettingsError as ``tls`` does."""
     options: dict[str, Any] = {"bootstrap_servers": kafka.bootstrap.split(","), "security_protocol": kafka.security_protocol}
     if kafka.security_protocol.startswith("SASL"):
         options |= {
@@ -26,8 +25,8 @@ def connection(kafka: KafkaSettings) -> dict[str, Any]:
             "sasl_plain_username": kafka.username,
             "sasl_plain_password": kafka.password,
         }
-    if kafka.security_protocol.endswith("SSL"):
-        options["ssl_context"] = ssl.create_default_context(cafile=kafka.ssl_cafile or None)
+    if (context := tls(kafka)) is not None:
+        options["ssl_context"] = context
     return options
 
 

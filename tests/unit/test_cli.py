@@ -95,6 +95,18 @@ def test_a_kafka_that_does_not_answer_is_one_line(
     assert len(said) == 1 or words == "demo"
 
 
+@pytest.mark.parametrize(("file", "why"), [("nowhere.pem", "No such file or directory"), ("mine.pem", "it holds no PEM certificate")])
+@pytest.mark.parametrize("words", ["audit", "worker"])
+def test_a_certificate_file_that_can_t_be_used_is_named_before_kafka_is_asked(
+    words: str, file: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.pem").write_text("no certificate\n")
+    told = {"MAILTIDE_KAFKA": "127.0.0.1:1", "MAILTIDE_KAFKA_SECURITY_PROTOCOL": "SSL", "MAILTIDE_KAFKA_SSL_CAFILE": file}
+    assert here(monkeypatch, tmp_path, words, **told) == 1
+    mend = "name a PEM file of who signed the brokers' certificates"
+    assert capsys.readouterr().err == f"mailtide: kafka.ssl_cafile = {file!r} can't be used ({why}): {mend}\n"
+
+
 @pytest.mark.parametrize("words", ["audit", "worker"])
 def test_the_client_library_keeps_quiet_unless_it_is_asked(words: str, tmp_path: Path) -> None:
     done = mailtide(words, home=tmp_path, MAILTIDE_KAFKA="127.0.0.1:1")

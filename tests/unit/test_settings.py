@@ -117,6 +117,7 @@ def test_config_check_tells_typing_and_logic_in_one_go(tmp_path: Path) -> None:
         ("kafka", 'bootstrap = "a:9092,b:x"'),
         ("kafka", 'prefix = "a b"'),
         ("kafka", 'sasl_mechanism = "GSSAPI"'),
+        ("kafka", 'ssl_cafile = "/none.pem"\nsecurity_protocol = "SASL_SSL"'),
         ("smtp", 'url = "http://mail.example"'),
         ("smtp", 'url = "smtp://mail.example:99999"'),
         ("smtp", 'dkim_key_file = "/none.pem"'),

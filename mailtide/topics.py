@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +13,8 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 from schemas.config import KafkaSettings, Settings, kafka_python_options
 from schemas.errors import KafkaUnavailable, TopicMismatch
 from schemas.topics import TOPICS, Topic
+
+COMING = 5.0  # seconds without a new topic after which no more are expected: `mailtide up` makes one after the other
 
 
 @contextmanager
@@ -50,6 +53,24 @@ def create(settings: Settings) -> list[str]:
                 raise TopicMismatch(f"topic {name} can't be made: {error}") from error
             made.append(name)
     return made
+
+
+def wait(settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+    """Return once all declared topics are there; raises TopicMismatch, naming the missing ones, where no more of them come."""
+    with admin(settings.kafka) as client:
+        missing: set[str] = set()
+        seen = clock()
+        while left := _missing(client, settings.kafka):
+            if left != missing:
+                missing, seen = left, clock()
+            elif clock() - seen > COMING:
+                names = ", ".join(sorted(missing))
+                raise TopicMismatch(f"topics are missing at {settings.kafka.bootstrap}: {names}; run `mailtide topics create`")
+            time.sleep(0.1)
+
+
+def _missing(client: Any, kafka: KafkaSettings) -> set[str]:
+    return {kafka.topic(topic.name) for topic in TOPICS} - set(client.list_topics())
 
 
 def differences(settings: Settings) -> list[str]:

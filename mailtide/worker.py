@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mailtide import broker, drain, health, lastwords, logs, outbox, stuck
+from mailtide import broker, drain, health, lastwords, logs, outbox, stuck, topics
 from schemas.config import Settings
 from schemas.errors import SettingsError
 
@@ -115,6 +115,7 @@ def main(settings: Settings, text: str) -> None:
     chosen = stages(text)
     logs.outages_told()
     with broker.running(settings) as ready, identity(Path(ready.home)) as worker_id:
+        topics.wait(ready)  # the stages' clients wait for a missing one without a word
         failure = Failure()
         with drain.deadline(failure, "worker", code=1, last=lambda: failure.words):
             asyncio.run(_or_say_so(run(outbox.found(ready), chosen, worker_id), failure))

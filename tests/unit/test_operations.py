@@ -201,7 +201,7 @@ def test_a_drain_that_hangs_is_cut_off_and_says_so() -> None:
 
 FAILS = """
 import asyncio, contextlib
-from mailtide import broker, drain, logs, worker
+from mailtide import broker, drain, logs, topics, worker
 from schemas.config import KafkaSettings, Settings
 from schemas.errors import StoreError
 logs.configure("info")
@@ -219,7 +219,7 @@ async def serve(*_):
     await asyncio.sleep(0)
     raise {error}("the stage fell")
 
-broker.running = contextlib.nullcontext
+broker.running, topics.wait = contextlib.nullcontext, lambda _: None
 worker._serve = lambda name: serve
 worker.main(Settings(home={home!r}, kafka=KafkaSettings(bootstrap="127.0.0.1:1")), "sender")
 """

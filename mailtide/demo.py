@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from mailtide.follower import Follower
 from mailtide.readers import Readers
 from mailtide.replay import Summary, replay
-from mailtide.report import print_summary
+from mailtide.report import missing, print_summary
 from mailtide.supervisor import SERVICES, Supervisor
 from mailtide.up import alone, ground
 from schemas.config import Settings
@@ -167,8 +166,7 @@ async def _drive(
 
     def learnable() -> bool:
         """A very short replay has too few examples for any refit."""
-        taught = Counter(mail.cluster for mail in list(seen.outcomes.values()) if mail.status == "sent" and mail.cluster)
-        return max(taught.values(), default=0) >= ENOUGH_TO_LEARN
+        return seen.taught() >= ENOUGH_TO_LEARN
 
     async def released(within: float) -> None:
         last = time.monotonic() + within
@@ -207,6 +205,7 @@ def _summary(settings: Settings, follower: Follower, gauge: Gauge, published: Su
         "customers": published.customers,
         "simulated_reader": published.reader,
         "clusters": [{"id": cluster.id, "size": cluster.size, "description": cluster.description} for cluster in clusters],
+        "notes": missing(published.customers, len(clusters), len(newest), seen.taught(), ENOUGH_TO_LEARN),
         "intents": intents,
         "outcomes": outcomes,
         "template_share": round(seen.origin_share("template"), 4),

@@ -43,6 +43,11 @@ class Seen:
             outcomes.setdefault(delivery.trigger, Counter())[delivery.reason or delivery.status] += 1
         return dict(sorted(intents.items())), {trigger: dict(sorted(counts.items())) for trigger, counts in sorted(outcomes.items())}
 
+    def taught(self) -> int:
+        """Sent mails of the cluster that has most: a refit learns from them."""
+        sent = Counter(mail.cluster for mail in list(self.outcomes.values()) if mail.status == "sent" and mail.cluster)
+        return max(sent.values(), default=0)
+
     def origin_share(self, origin: str) -> float:
         """Share of the sent mails whose words came from there ("generated", "pool", "template")."""
         sent = [delivery for delivery in list(self.outcomes.values()) if delivery.status == "sent"]

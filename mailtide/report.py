@@ -8,7 +8,23 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from models.clusters import EACH, FIRST, K
 from schemas.config import Settings
+
+
+def missing(customers: int, clusters: int, releases: int, taught: int, enough: int) -> list[str]:
+    """Why a replay came to no clusters or releases, a line each.
+
+    ``taught``: mails sent to the cluster that got most; ``enough``: those from which a refit is waited for.
+    """
+    if not clusters:
+        needs = f"the first come with {FIRST} feature vectors of {EACH * K} customers, and {customers} were replayed"
+        return [f"no clusters: {needs}; ask for more with --customers or --days", "no releases: each is fitted to one cluster's mails"]
+    if releases:
+        return []
+    if taught < enough:
+        return [f"no releases: a refit needs {enough} mails to one cluster, and the most were {taught}; ask for more --customers or --days"]
+    return ["no releases: no refit passed the gate in time; logs/trainer.log in the home says why"]
 
 
 def print_summary(summary: dict[str, Any], settings: Settings, console: Console) -> None:
@@ -18,7 +34,8 @@ def print_summary(summary: dict[str, Any], settings: Settings, console: Console)
     clusters = Table("cluster", "customers", "who they are", title="Clusters", title_justify="left")
     for cluster in summary["clusters"]:
         clusters.add_row(cluster["id"], f"{cluster['size']:,}", cluster["description"])
-    console.print(clusters)
+    if summary["clusters"]:
+        console.print(clusters)
     mails = Table("trigger", "intents", "sent", "other outcomes", title="Emails", title_justify="left")
     for trigger, count in summary["intents"].items():
         outcomes = dict(summary["outcomes"].get(trigger, {}))
@@ -33,6 +50,8 @@ def print_summary(summary: dict[str, Any], settings: Settings, console: Console)
             metrics = ", ".join(f"{name} {value:.3g}" for name, value in list(release.get("metrics", {}).items())[:4])
             releases.add_row(release["cluster"], release["release_id"], str(release["epoch"]), str(release.get("examples", "")), metrics)
         console.print(releases)
+    for line in summary["notes"]:
+        console.print(line)
     console.print(
         f"words: {summary['generated_share']:.0%} written by the model, {summary['pool_share']:.0%} from its pool, "
         f"{summary['template_share']:.0%} template · {summary['tokens_per_second']:.0f} tokens/s · lag {summary['lag']} · "

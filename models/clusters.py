@@ -34,7 +34,9 @@ SLOWEST = 400  # the step never gets smaller than 1/400, so that centres follow
 STARTS = 5
 SAMPLE = 2000  # customers kept for the fresh fit
 WARM = 1000  # customers known before the first fit that lasts
-FIRST = 100  # vectors before a first, provisional one
+FIRST = 100  # vectors before a first, provisional fit
+K = 5  # clusters that are looked for
+EACH = 2  # customers known for each of them before that first fit
 REFIT = 2000  # vectors between fresh fits
 SOONER = 0.98  # the same before the first fit that lasts
 GAIN = 0.95  # a fit with less than this share of another's error is clearly better
@@ -70,7 +72,7 @@ class Learned(msgspec.Struct):
 class ClusterLearner:
     """Learns from (customer, raw vector) in the order of arrival; the same arrivals and seed give the same clusters."""
 
-    def __init__(self, k: int = 5, seed: int = 0, features: Sequence[str] = FEATURES) -> None:
+    def __init__(self, k: int = K, seed: int = 0, features: Sequence[str] = FEATURES) -> None:
         self.features = tuple(features)
         self.state = Learned(seed=seed, k=k)
         self._names: list[str] = []  # of the sample, by place
@@ -193,7 +195,7 @@ class ClusterLearner:
     def _fit_is_due(self) -> bool:
         state, known = self.state, len(self._names)
         if not state.centres:
-            return state.learned >= FIRST and known >= 2 * state.k and state.learned % 20 == 0
+            return state.learned >= FIRST and known >= EACH * state.k and state.learned % 20 == 0
         if state.fitted_on < WARM:
             grown = known >= min(WARM, 2 * state.fitted_on)
             return grown or state.learned - state.fitted_at >= REFIT

@@ -63,7 +63,7 @@ def event_schema() -> dict[str, Any]:
             "properties": {"$ref": "#/$defs/Properties"},
             "traits": {
                 "type": ["object", "null"],
-                "description": "of identify; any other trait is kept as it is. What was said last of each counts, by the events' times; null takes it away",
+                "description": "of identify; any may be told. What was said last of each counts, by the events' times; null takes it away",
                 "properties": {
                     "email": text,
                     "firstName": text,

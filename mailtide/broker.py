@@ -147,13 +147,13 @@ def reading(settings: Settings) -> Iterator[Settings]:
     Raises KafkaUnavailable there, too.
     """
     home = Path(settings.home)
-    if not settings.kafka.bootstrap and not (home / "kafka" / "data" / "meta.properties").exists() and not _held(home):
+    if not settings.kafka.bootstrap and not (home / "kafka" / "data" / "meta.properties").exists() and not held(home):
         raise KafkaUnavailable(f"no Mailtide data in {home.resolve()}; run in the shop's folder or set MAILTIDE_HOME / MAILTIDE_KAFKA")
     with running(settings) as ready:
         yield ready
 
 
-def _held(home: Path) -> bool:
+def held(home: Path) -> bool:
     """Another process has this home's broker, or is about to start it."""
     try:
         with (home / "run" / "kafka.lock").open() as lock:

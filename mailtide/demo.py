@@ -16,6 +16,7 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from mailtide import broker
 from mailtide.follower import Follower
 from mailtide.readers import Readers
 from mailtide.replay import Summary, replay
@@ -81,7 +82,7 @@ class Gauge:
 def prepare(settings: Settings) -> None:
     """Empty the home of an earlier demo, so that the year begins anew; what was fetched and built stays.
 
-    Raises MailtideError where the home holds what no demo made.
+    Raises MailtideError where the home holds what no demo made, or what another process uses.
     """
     home = Path(settings.home)
     home.mkdir(parents=True, exist_ok=True)
@@ -90,6 +91,8 @@ def prepare(settings: Settings) -> None:
             raise MailtideError(f"{home} holds events that are no demo's: choose another MAILTIDE_HOME for the demo")
         (home / MARK).touch()
         return
+    if broker.held(home):
+        raise MailtideError(f"another process uses the Kafka of {home}: stop it (a monitor, a worker), then start the demo again")
     for place in [place for name in STATE for place in home.glob(name)]:
         if place.is_dir():
             shutil.rmtree(place)

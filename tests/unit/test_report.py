@@ -1,13 +1,33 @@
-"""What the demo says when little came of it."""
+"""What the demo clears away before, and what it says when little came of it."""
 
 from __future__ import annotations
 
+import fcntl
 import random
+from pathlib import Path
 
 import pytest
 
+from mailtide.demo import prepare
 from mailtide.report import missing
 from models.clusters import FEATURES, FIRST, ClusterLearner
+from schemas.config import Settings
+from schemas.errors import MailtideError
+
+
+def test_a_home_is_cleared_unless_its_kafka_is_in_use_and_locks_stay(tmp_path: Path) -> None:
+    settings = Settings(home=str(tmp_path))
+    prepare(settings)
+    for name in ("kafka/data", "run/kafka.lock", "run/writer-w0.json", "outbox/1.eml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with (tmp_path / "run" / "kafka.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(MailtideError, match="another process uses the Kafka of"):
+            prepare(settings)
+        assert (tmp_path / "kafka" / "data").exists()
+    prepare(settings)
+    assert {file.name for file in tmp_path.rglob("*")} == {"demo.started", "run", "kafka.lock"}
 
 
 @pytest.mark.parametrize(

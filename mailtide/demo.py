@@ -28,6 +28,7 @@ from schemas.errors import MailtideError
 
 DAYS, CUSTOMERS = 364, 30  # the panel's year; as many households as two slow cores write for in five minutes
 MARK = "demo.started"  # stands in a home that a demo made, which a demo may empty again
+LETTING_GO = 30.0  # seconds that the services of a killed demo take to see it, and to let go of its Kafka
 STATE = (
     "kafka",
     "state",
@@ -91,8 +92,11 @@ def prepare(settings: Settings) -> None:
             raise MailtideError(f"{home} holds events that are no demo's: choose another MAILTIDE_HOME for the demo")
         (home / MARK).touch()
         return
-    if broker.held(home):
-        raise MailtideError(f"another process uses the Kafka of {home}: stop it (a monitor, a worker), then start the demo again")
+    deadline = time.monotonic() + LETTING_GO
+    while broker.held(home):
+        if time.monotonic() > deadline:
+            raise MailtideError(f"another process uses the Kafka of {home}: stop it (a monitor, a worker), then start the demo again")
+        time.sleep(0.2)
     for place in [place for name in STATE for place in home.glob(name)]:
         if place.is_dir():
             shutil.rmtree(place)

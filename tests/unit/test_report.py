@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mailtide import demo
 from mailtide.demo import prepare
 from mailtide.report import missing
 from models.clusters import FEATURES, FIRST, ClusterLearner
@@ -15,7 +16,8 @@ from schemas.config import Settings
 from schemas.errors import MailtideError
 
 
-def test_a_home_is_cleared_unless_its_kafka_is_in_use_and_locks_stay(tmp_path: Path) -> None:
+def test_a_home_is_cleared_unless_its_kafka_is_in_use_and_locks_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "LETTING_GO", 0.0)
     settings = Settings(home=str(tmp_path))
     prepare(settings)
     for name in ("kafka/data", "run/kafka.lock", "run/writer-w0.json", "outbox/1.eml"):

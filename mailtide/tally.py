@@ -11,6 +11,7 @@ from mailtide.reading import partition_count, partition_of, records
 from models.passes import describe
 from models.state import RECENT, RECENT_MOST, RECENT_SECONDS
 from schemas.config import Settings
+from schemas.errors import UNREADABLE, StoreError
 from schemas.events import Dead, decode
 from schemas.topics import CUSTOMERS, EVENTS
 
@@ -68,8 +69,12 @@ def tally(settings: Settings, *, proves: bool) -> Tally:
     states = {record.key: (record.partition, record.value) for record in records(settings.kafka, CUSTOMERS)}
     for customer, seen in customers.items():
         number, state = states.get(customer.encode(), (partition_of(customer, count), None))
-        have = _counted(state, wall) if state is not None else 0
         found.compared += 1
+        try:
+            have = _counted(state, wall) if state is not None else 0
+        except (StoreError, *UNREADABLE):
+            found.wrong.append((number, f"customer {customer}: the state can't be read"))
+            continue
         if not seen.least <= have <= seen.most:
             found.wrong.append((number, f"customer {customer}: the state counts {have} events, there are {seen.least} to {seen.most}"))
     return found

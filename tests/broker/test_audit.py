@@ -278,11 +278,13 @@ async def test_counts_are_compared_with_the_events(settings: Settings, story: St
     assert (report.events, report.customers, report.unproven) == (17, 3, [])
     story.put(CUSTOMERS, "ada", await asyncio.to_thread(_state, settings, "bea"))  # one too many
     story.put(CUSTOMERS, "bea", await asyncio.to_thread(_state, settings, "cleo"))  # one lost
+    story.put(CUSTOMERS, "cleo", b"torn")
     report = await asyncio.to_thread(audit, settings)
-    assert [breach.kind for breach in report.breaches] == ["counts_differ", "counts_differ"]
+    assert [breach.kind for breach in report.breaches] == ["counts_differ"] * 3
     said = " ".join(sorted(breach.detail for breach in report.breaches))
     assert "ada: the state counts 6 events, there are 5" in said
     assert "bea: the state counts 5 events, there are 6" in said
+    assert "cleo: the state can't be read" in said
 
 
 def _state(settings: Settings, customer: str) -> bytes:

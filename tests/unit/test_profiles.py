@@ -55,9 +55,9 @@ def test_traits_merge_in_order_and_null_takes_away(settings: Settings) -> None:
 @pytest.mark.parametrize("customer", ["u" * 1025, "🧁" * 257, "a\0b"], ids=["long", "long in bytes", "with a nought"])
 def test_an_id_that_some_database_takes_for_no_key_has_a_profile(settings: Settings, customer: str) -> None:
     store = Profiles.open(settings)
-    store.put_many([(customer, {"firstName": "Ann"}), (customer + "2", {"firstName": "Bo"})])
-    store.put_many([(customer, {"locale": "en"})])
-    assert store.get_many([customer, customer + "2", "c"]) == {
+    store.put_many([(customer, {"firstName": "Ann"}, 0.0), (customer + "2", {"firstName": "Bo"}, 0.0)])
+    store.put_many([(customer, {"locale": "en"}, 0.0)])
+    assert {name: told(profile) for name, profile in store.get_many([customer, customer + "2", "c"]).items()} == {
         customer: Profile(first_name="Ann", locale="en"),
         customer + "2": Profile(first_name="Bo"),
     }

@@ -25,7 +25,6 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import KafkaError
 
 from models.message import check_shop, signer
@@ -97,8 +96,8 @@ class Sender(ConsumerRebalanceListener):
             session_timeout_ms=int(self.kafka.session_timeout * 1000),
             heartbeat_interval_ms=int(self.kafka.session_timeout * 150),
             rebalance_timeout_ms=int(self.kafka.session_timeout * 3000),
-            # By ranges a partition of both topics falls to one member. Round robin, for a group whose older members know no other.
-            partition_assignment_strategy=[RangePartitionAssignor, RoundRobinPartitionAssignor],
+            # By ranges a partition of both topics falls to one member. No second strategy: aiokafka joins once for each, and never settles.
+            partition_assignment_strategy=[RangePartitionAssignor],
         )
         self.ends = Ends(self.consumer, self.kafka.topic(EVENTS))
         self._dispatch: Dispatch | None = None
@@ -188,7 +187,7 @@ class Sender(ConsumerRebalanceListener):
             if known[0] != known[1]:
                 self._fail(KafkaUnavailable(f"{DRAFTS} and {GATE} have different partitions; run `mailtide topics check`"))
                 return
-            # The member that shares them out hasn't heard of a new topic yet, and will do it again; or it is of an older version.
+            # The member that shares them out hasn't heard of a new topic yet, and will do it again.
             self.log.warning("drafts and gate lie apart: nothing is read until the group has shared them out anew")
             return
         self.joined = True

@@ -14,7 +14,7 @@ from schemas.errors import TopicMismatch
 from schemas.topics import CUSTOMERS, EVENTS
 from streams.intake import run
 from tests.broker import intake_double
-from tests.broker.test_intake import event, publish, serving, until
+from tests.broker.test_intake import event, publish, serving, states, until
 
 pytestmark = pytest.mark.broker
 
@@ -41,6 +41,7 @@ async def test_fewer_partitions_than_ours_do_no_harm(kafka: str, prefix: str, tm
     await publish(settings, [(b"c", event(1, "c"), 0)])
     async with serving(settings) as stage:
         await until(lambda: counted(stage.counts["read"], 1))
+    assert (await states(settings))["c"]["n"] == 1
 
 
 async def counted(read: int, wanted: int) -> bool:

@@ -14,6 +14,7 @@ RUN pip install --no-cache-dir uv==0.13.8 && uv pip install --no-deps -r require
 
 COPY pyproject.toml README.md ./
 COPY schemas schemas
+COPY transport transport
 COPY models models
 COPY monitoring monitoring
 COPY streams streams

@@ -1,5 +1,5 @@
 """``python -m mailtide`` is ``mailtide``."""
 
-from mailtide.cli import main
+from mailtide.cli.main import main
 
 main()

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector as PrometheusCollector
 
-from monitoring.collect import Collector, Row
 from monitoring.mail import Waiting
+from monitoring.poll import Collector, Row
 
 PLACE = ["group", "topic", "partition"]
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from monitoring.collect import Collector, Row
 from monitoring.http import Probe, listen
 from monitoring.mail import MailFollower
 from monitoring.metrics import Series
+from monitoring.poll import Collector, Row
 from monitoring.verdict import State
 from schemas.config import Settings
 from schemas.errors import KafkaUnavailable, SettingsError

@@ -11,8 +11,9 @@ import msgspec
 import pytest
 import structlog
 
-from mailtide import broker, topics
+from mailtide.local import broker
 from schemas.config import KafkaSettings, Settings
+from transport import topics
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mailtide.jars import cache
+from mailtide.local.jars import cache
 
 
 @functools.cache

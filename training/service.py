@@ -19,17 +19,17 @@ from schemas.config import Settings
 from schemas.errors import ArtifactError
 from schemas.mail import iso, seconds
 from schemas.release import Release
-from training import releases
-from training.evaluate import Judge
-from training.examples import Row, follow, read_to, rows
-from training.gate import Judgement
-from training.leanings import Leanings
-from training.lineage import inherited, leaning, promoted, reverted
+from training.feedback.clause_odds import Leanings
+from training.feedback.examples import Row, follow, read_to, rows
+from training.feedback.tones import Tones
 from training.membership import Membership
-from training.plan import FEWEST
-from training.refit import Bench, Refit, Step, open_bench
-from training.tones import Tones
-from training.watch import Watch
+from training.refit.evaluate import Judge
+from training.refit.gate import Judgement
+from training.refit.plan import FEWEST
+from training.refit.refit import Bench, Refit, Step, open_bench
+from training.rollout import releases
+from training.rollout.lineage import inherited, leaning, promoted, reverted
+from training.rollout.watch import Watch
 
 log = structlog.get_logger()
 POLITENESS = 10  # nice: mail goes first

@@ -1,4 +1,4 @@
-"""The intake workload on ``streams.intake``, with a pass that does the peers' work: ``python -m benchmarks.peers.ours_intake …``.
+"""The intake workload on ``streams.intake.stage``, with a pass that does the peers' work: ``python -m benchmarks.peers.ours_intake …``.
 
 Prints one JSON line: ``seconds`` from the first record to the last commit, ``rss`` bytes at most.
 """
@@ -17,10 +17,10 @@ from typing import Any
 
 import msgspec
 
+from mailtide.process import garbage_collection
 from schemas.config import KafkaSettings, Settings
 from schemas.mail import Facts, Intent, Source, iso
-from streams import garbage
-from streams.intake import Intake, run
+from streams.intake.stage import Intake, run
 
 WIDTH = 24  # floats of a customer's state
 FORM = struct.Struct(f"<{WIDTH}dq")  # and the offset last applied
@@ -80,7 +80,7 @@ async def measure(settings: Settings, count: int) -> float:
 
 def main() -> None:
     bootstrap, prefix, partitions, count, home = sys.argv[1:]
-    garbage.settle()  # as a worker does
+    garbage_collection.settle()  # as a worker does
     kafka = KafkaSettings(bootstrap=bootstrap, prefix=prefix, partitions=int(partitions))
     seconds = asyncio.run(measure(msgspec.structs.replace(Settings(), home=home, kafka=kafka), int(count)))
     sys.__stdout__.write(json.dumps({"seconds": seconds, "events": int(count), "rss": 1024 * getrusage(RUSAGE_SELF).ru_maxrss}) + "\n")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, StoppingCriteria
 from transformers.utils import logging
 
-from benchmarks._decoding import ADAPTERS, NEW, RANK
+from benchmarks.writing.decoding import ADAPTERS, NEW, RANK
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

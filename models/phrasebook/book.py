@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
+from models.mail.slots import ALWAYS, MOVES, PARAGRAPH, slots_in
 from models.phrasebook.choice import EXCLUSIVE as EXCLUSIVE
 from models.phrasebook.choice import themes, thoughts
-from models.slots import ALWAYS, MOVES, PARAGRAPH, slots_in
 from schemas.errors import PhrasebookError
 
 TONES: tuple[str, ...] = ("warm", "crisp", "playful")

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import msgspec
 
-from models import guard
+from models.mail import guard
+from models.mail.slots import EXAMPLES, PARAGRAPH, SLOTS, slots_in
 from models.phrasebook.book import EXCLUSIVE, GOODS, OFFER_SLOTS, SITUATIONS, TONES, Book, Chapter, Clause
 from models.phrasebook.choice import content, of_grammar, tokens
 from models.phrasebook.sample import drafts
-from models.slots import EXAMPLES, PARAGRAPH, SLOTS, slots_in
 
 COVERAGE = 4  # clauses for each trigger, move and tone that need no optional fact, goods or situation
 MAILS = 10_000  # different mails for each trigger

@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.goods import GROUP_OF
-from models.slots import ALWAYS, slots_in
+from models.mail.slots import ALWAYS, slots_in
+from models.phrasebook.goods import GROUP_OF
 
 if TYPE_CHECKING:
     from models.phrasebook.book import Clause

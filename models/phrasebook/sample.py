@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterator
 
+from models.mail.slots import EXAMPLES, fill
 from models.phrasebook.book import EXCLUSIVE, GOODS, OFFER_SLOTS, SITUATIONS, TONES, Book, Clause
 from models.phrasebook.choice import unsaid
-from models.slots import EXAMPLES, fill
 
 # Per goods group: products 1 to 3 and the category, as a shop would name them.
 _EXAMPLES: dict[str, tuple[str, str, str, str]] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.odds import checked
+from models.learning.clause_odds import checked
 from models.writer.base import Shape, Weights, parse_safetensors
 from models.writer.graph import GROUPS, wide
 from schemas.errors import ArtifactError
@@ -23,7 +23,7 @@ _PREFIX = "base_model.model.model.layers."
 class Adapter:
     """``a[i]`` f32[in,r'], ``b[i]`` f32[r',out] for site i = 4 * layer + group; alpha/rank is folded into ``b``.
 
-    ``odds``: nats by clause id that feedback speaks for or against (``models.odds``); they travel in the file's metadata.
+    ``odds``: nats by clause id that feedback speaks for or against (``models.learning.clause_odds``); they travel in the file's metadata.
     """
 
     sha256: str

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from models.mail.slots import ALWAYS, PARAGRAPH, SLOTS
 from models.phrasebook.book import Book, Clause
 from models.phrasebook.choice import unsaid, worth
-from models.slots import ALWAYS, PARAGRAPH, SLOTS
 from schemas.mail import Choice
 
 Ids = NDArray[np.int64]

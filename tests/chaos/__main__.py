@@ -14,9 +14,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from mailtide import broker, topics
+from mailtide.local import broker
 from schemas.config import Settings
 from tests.chaos.faults import FAULTS, suffer
+from transport import topics
 
 COLUMNS = ("fault", "seeds", "events", "intents", "sent", "unknown", "lost", "twice")
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import msgspec
 
-from mailtide import topics
 from schemas.config import Settings
 from tests.chaos import processes, world
-from tests.chaos.flock import WORKERS, Flock, Outcome, OwnBroker
-from tests.chaos.moods import Moody, drops, hangs, says
-from tests.chaos.story import Told, stream
+from tests.chaos.cluster import WORKERS, Flock, Outcome, OwnBroker
+from tests.chaos.events import Told, stream
+from tests.chaos.smtp_faults import Moody, drops, hangs, says
+from transport import topics
 
 Harm = Callable[[Flock, Told, random.Random], None]
 

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mailtide import endpoints
-from tests.chaos.flock import Flock
-from tests.chaos.story import Told
+from mailtide.local import endpoints
+from tests.chaos.cluster import Flock
+from tests.chaos.events import Told
 
 Harm = Callable[[Flock, Told, random.Random], None]
 STUCK_SECONDS = "8"  # without progress

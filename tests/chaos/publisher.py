@@ -11,7 +11,7 @@ from models.writer.base import fingerprint, locate
 from schemas.mail import iso
 from schemas.release import Release
 from tests.tiny_model import lora
-from training import artifacts, releases
+from training.rollout import artifacts, releases
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from mailtide import topics
 from schemas.config import Settings
 from tests.chaos.faults import FAULTS, MOODS, endure, suffer
+from transport import topics
 
 pytestmark = [pytest.mark.broker, pytest.mark.chaos, pytest.mark.timeout(900)]  # a busy machine starts a worker in half a minute
 

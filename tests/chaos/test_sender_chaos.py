@@ -15,13 +15,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from mailtide import reading
-from mailtide.outbox import Keeper, Outbox
+from mailtide.local.mail_server import Keeper, Outbox
 from schemas.config import SendingSettings, Settings, SmtpSettings, Trigger
 from schemas.mail import Delivery, Draft, Facts, Intent, Source, Standing, encode, intent_id, iso
 from schemas.topics import DELIVERIES, DRAFTS, GATE
-from streams.kafka import partition_of, producer
 from streams.profiles import Profiles
+from transport import blocking
+from transport.clients import partition_of, producer
 
 pytestmark = [pytest.mark.broker, pytest.mark.chaos]
 
@@ -31,7 +31,7 @@ TEXT = (
     "Take your time to look around.\n\nLook around the shop: {cta_link}"
 )
 PROGRAM = (
-    "import asyncio, sys, msgspec; from schemas.config import Settings; from streams import sender\n"
+    "import asyncio, sys, msgspec; from schemas.config import Settings; from streams.sender import stage as sender\n"
     "asyncio.run(sender.serve(msgspec.json.decode(sys.stdin.read(), type=Settings), asyncio.Event(), sys.argv[1]))"
 )
 
@@ -92,7 +92,7 @@ class Fleet:
         await out.stop()
 
     def deliveries(self) -> list[Delivery]:
-        return [msgspec.json.decode(record.value, type=Delivery) for record in reading.records(self.settings.kafka, DELIVERIES)]
+        return [msgspec.json.decode(record.value, type=Delivery) for record in blocking.records(self.settings.kafka, DELIVERIES)]
 
     async def until(self, found: Any, seconds: float = 90.0) -> Any:
         deadline = time.monotonic() + seconds

@@ -14,9 +14,9 @@ from models.writer.base import fingerprint
 from schemas.mail import iso
 from schemas.release import Release
 from schemas.topics import DRAFTS, EVENTS, RELEASES, VECTORS
-from tests.chaos.flock import Flock
+from tests.chaos.cluster import Flock
+from tests.chaos.events import Told
 from tests.chaos.processes import parts
-from tests.chaos.story import Told
 from tests.tiny_model import tiny
 
 OUTAGE = 30.0  # seconds

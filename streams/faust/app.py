@@ -1,0 +1,259 @@
+"""Batches of Kafka records for a stage, on Faust. This folder and ``transport.oversized`` lean on private names.
+
+``tests/unit/streams/faust/test_private_names.py`` fails as soon as one of the names moves.
+
+    app = BatchApp("group", settings.kafka, ["topic"], handle)
+    await app.start(); await app.wait(stop); await app.stop()
+
+``handle(batch)`` runs for one batch of a partition at a time, in order, and
+may return before the batch is ``done()``, so that flushes overlap with the
+next batch's work. A batch that is never ``done()`` is never committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
+from faust.types import TP
+
+from schemas.config import KafkaSettings
+from schemas.errors import KafkaUnavailable
+from streams.faust.consumer import App, app_of, leave
+from streams.faust.partition_queue import Batch, Lane
+from streams.metrics import Value
+from streams.progress import WORK, Work
+from transport import availability
+from transport.availability import Outage
+
+__all__ = ["Batch", "BatchApp"]
+STOP_SECONDS = 15.0  # for Faust to leave its group
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Batch], Awaitable[None]]
+Hook = Callable[[str, int], Awaitable[None]]
+
+
+class BatchApp:
+    """One Faust app in a running event loop: no signals, no web server, nothing declared.
+
+    ``on_assigned(topic, partition)`` runs in the background before the
+    partition's first batch; ``on_revoked(topic, partition)`` after its last one
+    is done or given up, ``grace`` seconds after the revocation at the latest.
+    An exception in any of the three stops the app; ``wait`` raises it.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        kafka: KafkaSettings,
+        topics: Sequence[str],
+        handle: Handler,
+        *,
+        on_assigned: Hook | None = None,
+        on_revoked: Hook | None = None,
+        buffer: int = 4,
+        fetch_bytes: int = 1 << 20,
+        grace: float = 20.0,
+    ) -> None:
+        self.group, self.kafka, self.topics = kafka.topic(group), kafka, tuple(topics)
+        self.handle, self.on_assigned, self.on_revoked = handle, on_assigned, on_revoked
+        self.buffer, self.fetch_bytes, self.grace = buffer, fetch_bytes, grace
+        self.lanes: dict[TP, Lane] = {}
+        self.joined, self.pauses = False, 0
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._faust: App | None = None
+        self._measuring: asyncio.Future[None] | None = None
+
+    async def start(self) -> None:
+        """Join the group; returns when the app runs, which may be before partitions are assigned."""
+        self._outage = Outage(self.kafka, self.group)
+        self._faust = app_of(self)
+        await self._faust.start()
+        self._measuring = asyncio.ensure_future(self._measure())
+        WORK[self.group] = self.work
+
+    async def stop(self) -> None:
+        """Finish what runs (``grace`` seconds at most), commit, leave the group."""
+        app = self._faust
+        if app is None:
+            return
+        WORK.pop(self.group, None)
+        if self._measuring is not None:  # None where start() failed: no Kafka answered
+            self._measuring.cancel()
+        app.flow_control.suspend()
+        if app._consumer is not None:
+            app._consumer.stop_flow()
+        lanes = list(self.lanes)
+        await self.drain(lanes)
+        # After an outage of the broker Faust was seen to wait for ever here: no consumer thread answered any more.
+        stopping = asyncio.ensure_future(leave(app))
+        await asyncio.wait({stopping}, timeout=STOP_SECONDS)
+        await self.release(lanes)
+        self._faust = None
+        if stopping.done():
+            stopping.result()
+        else:
+            log.error("consumer did not stop", extra={"group": self.group})
+
+    async def wait(self, stop: asyncio.Event) -> None:
+        """Until ``stop``; raises what stopped the app before that."""
+        watched: list[asyncio.Future[Any]] = [self.failed, asyncio.ensure_future(stop.wait())]
+        if self._faust is not None:
+            watched.append(asyncio.ensure_future(self._faust._crashed.wait()))
+        try:
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in watched[1:]:
+                task.cancel()
+        if self.failed.done():
+            self.failed.result()
+        if not stop.is_set() and self._faust is not None:
+            reason = self._faust.crash_reason
+            raise KafkaUnavailable(
+                f"the consumer of group {self.group} stopped ({reason or 'no reason given'}): see that Kafka runs, then start again"
+            ) from reason
+
+    def fail(self, error: BaseException) -> None:
+        """Stop for good: what is not done stays uncommitted and is read again after a restart."""
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
+    @property
+    def assignment(self) -> set[tuple[str, int]]:
+        """The (topic, partition) pairs held now."""
+        return {(tp.topic, tp.partition) for tp in self.lanes}
+
+    @property
+    def ready(self) -> bool:
+        """The group is joined, nobody rebalances, and what each partition needs is recovered. From any thread."""
+        app = self._faust
+        return app is not None and self.joined and not app.rebalancing and all(lane.ready for lane in list(self.lanes.values()))
+
+    def told(self, stage: str) -> list[Value]:
+        """Figures that every stage on this class has."""
+        lanes = list(self.lanes.values())
+        return [
+            ("mailtide_stage_partitions", (stage,), len(lanes)),
+            ("mailtide_fetch_paused", (stage,), sum(lane.full for lane in lanes)),
+            ("mailtide_fetch_pauses_total", (stage,), self.pauses),
+        ]
+
+    def work(self) -> dict[str, Work]:
+        """By partition, for ``streams.progress``."""
+        found = {}
+        for lane in [lane for lane in list(self.lanes.values()) if lane.ready and not lane.draining]:
+            place = f"{lane.tp.topic}/{lane.tp.partition}"
+            found[place] = Work(lane.figure, lane.behind or bool(lane.waiting or lane.open))
+            due = min([lane.next, *(batch.first for batch in tuple(lane.open))])  # all below is done
+            found[f"{place} commits"] = Work(lane.committed, lane.committed < due)
+        return found
+
+    async def _measure(self) -> None:
+        """Ask the broker, not Faust, what is committed: Faust takes a commit for done that was refused (consumer.py:1080)."""
+        while self._faust is not None:
+            await asyncio.sleep(availability.MEASURE)
+            consumer: Any = self._faust.consumer
+            for tp, lane in list(self.lanes.items()):
+                place = TopicPartition(*tp)
+                try:
+                    async with asyncio.timeout(availability.MEASURE):
+                        end = (await consumer.highwaters(place))[place]
+                        position = await consumer.position(place)
+                        lane.committed = await self.committed(*tp)
+                except (TimeoutError, KafkaConnectionError, KafkaTimeoutError):
+                    self._outage.heard(False)
+                    break  # the consumer's thread may be what is stuck: the last answers stand
+                except Exception:
+                    lane.behind = False  # in the middle of a rebalance, or no broker: nothing to blame this worker for
+                    continue
+                lane.behind = end > (position or 0)
+                self._outage.heard(True)
+
+    async def end_offsets(self, pairs: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """The offset after the last record, asked from the broker."""
+        if self._faust is None:
+            return {}
+        found = await self._faust.consumer.highwaters(*(TopicPartition(*pair) for pair in pairs))
+        return {(tp.topic, tp.partition): offset for tp, offset in found.items()}
+
+    async def committed(self, topic: str, partition: int) -> int:
+        """The group's committed offset, asked from the broker; 0 where there is none."""
+        if self._faust is None:
+            return 0
+        thread: Any = self._faust.consumer._thread
+        return await thread.call_thread(thread._ensure_consumer().committed, TopicPartition(topic, partition)) or 0
+
+    async def idle_position(self, topic: str, partition: int) -> int | None:
+        """Where the next fetch starts; None while anything of the partition is on its way or being handled."""
+        lane = self.lanes.get(TP(topic, partition))
+        if self._faust is None or lane is None or lane.draining or self._faust.rebalancing:
+            return None
+        consumer: Any = self._faust.consumer
+        if lane.waiting or lane.open or consumer.given[lane.tp] or consumer.doubt or consumer.seeking:
+            return None
+        try:
+            position: int | None = await asyncio.wait_for(consumer.position(TopicPartition(*lane.tp)), 5.0)
+        except (TimeoutError, KafkaError):
+            return None
+        lost = consumer.doubt or consumer.seeking  # what was dropped is read again: nothing before the position is known to be done
+        return None if lost or lane.waiting or lane.open or consumer.given[lane.tp] else position
+
+    def pass_to(self, topic: str, partition: int, offset: int) -> None:
+        """Make ``offset`` committable: all before it is done, and since the last batch nothing came but markers of transactions."""
+        tp = TP(topic, partition)
+        if self._faust is not None and tp in self.lanes:
+            consumer: Any = self._faust.consumer
+            consumer._acked[tp]  # as in ``finish``
+            consumer.passed[tp] = offset
+
+    # -- between Faust and the lanes ------------------------------------------------------------
+
+    def finish(self, batch: Batch) -> None:
+        """Called by ``Batch.done``: make the offsets committable and fetch on."""
+        lane = self.lanes.get(TP(batch.topic, batch.partition))
+        if lane is not None:
+            lane.close(batch)
+        if self._faust is not None and batch.message is not None:
+            consumer = self._faust.consumer
+            consumer._acked[batch.message.tp]  # a defaultdict: the commit loop looks only at partitions it has heard of
+            consumer.ack(batch.message)
+
+    def assign(self, tps: Iterable[TP]) -> None:
+        for tp in tps:
+            if tp not in self.lanes:
+                self.lanes[tp] = Lane(self, tp)
+
+    async def drain(self, tps: Iterable[TP]) -> None:
+        await asyncio.gather(*(self.lanes[tp].drain(self.grace) for tp in tps if tp in self.lanes))
+
+    async def release(self, tps: Iterable[TP]) -> None:
+        for tp in tps:
+            lane = self.lanes.pop(tp, None)
+            if lane is not None and self.on_revoked is not None:
+                await self.on_revoked(tp.topic, tp.partition)
+            if lane is not None:
+                log.info("partition given up", extra=lane.place)
+
+    def put(self, batch: Batch) -> None:
+        lane = self.lanes.get(TP(batch.topic, batch.partition))
+        if lane is None or lane.draining:
+            self.forget(batch)
+        else:
+            batch._app = self
+            lane.put(batch)
+
+    def forget(self, batch: Batch) -> None:
+        """Not ours any more: it must not hold up a rebalance, and without ``done`` it is not committed."""
+        if self._faust is not None and batch.message is not None:
+            self._faust.consumer._unacked_messages.discard(batch.message)
+            batch.message.acked = True
+
+    def pressed(self, tp: TP, full: bool) -> None:
+        self.pauses += full
+        if self._faust is not None and self._faust._consumer is not None:
+            (self._faust.consumer.on_buffer_full if full else self._faust.consumer.on_buffer_drop)(tp)

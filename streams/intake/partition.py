@@ -1,21 +1,24 @@
 """One partition of intake: its states, timers and flushes. The flush order is the invariant that makes counts exact.
 
-    the previous flush done -> gate and changelog acknowledged, within a transaction -> outputs acknowledged
-    -> transaction committed -> batch done; the local store follows (``streams.intake.states``)
+    the previous flush done -> changelog, gate, intents and feedback acknowledged, within one transaction
+    -> outputs acknowledged -> transaction committed -> batch done; the local store follows (``streams.intake.states``)
 
-Outputs go before the commit: a crash repeats an intent (same id) rather than
-losing one. They go after Kafka has taken a record of this owner's transaction:
-whoever slept through losing the partition is refused there, before it can fire
-a timer that an order has ended since, or bring back a consent that was taken.
-Watermarks need no such fence: they say what was committed, and the sender
-takes the highest.
+An intent and the state that knows of it are one transaction, and whoever reads
+intents reads committed ones: were an intent public before its state, a crash
+between the two would leave a cart mail that the next order knows nothing of.
+The other outputs (dead letters, events of other partitions, what the learners
+follow) go before the commit: a crash repeats them rather than losing one, and
+each is recognised as repeated by whoever reads it. They go after Kafka has
+taken a record of this owner's transaction: whoever slept through losing the
+partition is refused there. Watermarks need no such fence: they say what was
+committed, and the sender takes the highest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from aiokafka import AIOKafkaProducer
 
@@ -26,6 +29,7 @@ from streams.intake.store import CLOCK, Clock, Store
 from transport.batches import Outbox, acknowledged
 
 IN_FLIGHT = 4  # flushes; with one the partition waits for the broker instead of computing
+Beside = Mapping[str, Sequence[tuple[bytes, bytes]]]
 WATERMARK_EVERY = 0.1  # seconds; the sender waits for them
 
 
@@ -53,16 +57,19 @@ class Partition:
         self._told_at = 0.0
         self._telling: asyncio.Task[None] | None = None
 
-    async def flush(self, states: dict[str, bytes], gate: list[tuple[bytes, bytes]], outbox: Outbox, done: Callable[[], None]) -> None:
-        """Begin a flush of what was computed; returns as soon as the next batch may be computed. ``gate``: keys and values, in order."""
+    async def flush(self, states: dict[str, bytes], beside: Beside, outbox: Outbox, done: Callable[[], None]) -> None:
+        """Begin a flush of what was computed; returns as soon as the next batch may be computed.
+
+        ``beside``: what is committed together with the states or not at all, keys and values by topic, in order.
+        """
         await self._slots.acquire()
-        self._last = asyncio.ensure_future(self._land(states, self.clock, gate, outbox, self._last, done))
+        self._last = asyncio.ensure_future(self._land(states, self.clock, beside, outbox, self._last, done))
 
     async def _land(
         self,
         states: dict[str, bytes],
         clock: Clock,
-        gate: list[tuple[bytes, bytes]],
+        beside: Beside,
         outbox: Outbox,
         before: asyncio.Task[None] | None,
         done: Callable[[], None],
@@ -73,9 +80,10 @@ class Partition:
             ours = Outbox(self._log)
             ours.extend(self._changelog, self.number, ((customer.encode(), state) for customer, state in states.items()))
             ours.add(self._changelog, self.number, CLOCK, clock.packed())
-            ours.extend(self._gate, self.number, gate)
-            # A transaction not for atomicity, but for its fence: whoever took this partition over has
-            # made it impossible to write here, even for a process that slept through losing it.
+            for topic, records in beside.items():
+                ours.extend(topic, self.number, records)
+            # Also a fence: whoever took this partition over has made it impossible to write here,
+            # even for a process that slept through losing it.
             await self._log.begin_transaction()
             batches = await ours.send()
             await acknowledged(batches)
@@ -123,7 +131,7 @@ class Partition:
         """
         if offset > self.clock.offset:
             self.clock = Clock(offset, self.clock.event_time)
-            await self.flush({}, [], Outbox(self._producer), done)
+            await self.flush({}, {}, Outbox(self._producer), done)
         elif 0 < offset <= self.safe.offset:
             done()  # flushed before, but perhaps not committed: this owner may have taken it over
 

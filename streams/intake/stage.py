@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from functools import partial
@@ -243,7 +243,7 @@ class _Work:
     def __init__(self, intake: Intake, part: Partition) -> None:
         self.intake, self.part = intake, part
         self.states: dict[str, bytes] = {}
-        self.gate: list[tuple[bytes, bytes]] = []
+        self.beside: defaultdict[str, list[tuple[bytes, bytes]]] = defaultdict(list)
         self.outbox = Outbox(intake.producer, intake.large)
 
     def __bool__(self) -> bool:
@@ -285,7 +285,7 @@ class _Work:
 
     async def absorb(self, result: Any) -> None:
         """Keep the states and timers; gather the records."""
-        part, topic, add = self.part, self.intake.topic, self.outbox.add
+        part, topic, add, beside = self.part, self.intake.topic, self.outbox.add, self.beside
         if result.identifies:
             # Before any record that follows from them: a mail must find its address.
             await asyncio.to_thread(self.intake.profiles.put_many, result.identifies)
@@ -295,19 +295,19 @@ class _Work:
             part.schedule.set(customer, at)
         for intent in result.intents:
             self.intake.fired[intent.trigger] += 1
-            add(topic[INTENTS], part.number, intent.customer.encode(), encode(intent))
+            beside[topic[INTENTS]].append((intent.customer.encode(), encode(intent)))
         for record in result.gate:
             key = record.intent_id if isinstance(record, Gone) else record.customer
-            self.gate.append((key.encode(), encode(record)))
+            beside[topic[GATE]].append((key.encode(), encode(record)))
         for value in result.learning:
             add(topic[VECTORS], 0, None, value)
         for feedback in result.feedback:
             self.intake.followed[feedback.kind] += 1
-            add(topic[FEEDBACK], part.number, feedback.customer.encode(), encode(feedback))
+            beside[topic[FEEDBACK]].append((feedback.customer.encode(), encode(feedback)))
         self.intake.counts.update(result.counts)
 
     async def flush(self, done: Callable[[], None]) -> None:
-        await self.part.flush(self.states, self.gate, self.outbox, done)
+        await self.part.flush(self.states, self.beside, self.outbox, done)
 
 
 def appended(record: Any) -> float:

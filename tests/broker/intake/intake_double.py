@@ -46,6 +46,8 @@ class CountingPass:
                 state["sum"] += event.properties.total or 0.0
                 if event.kind == "Order Completed":
                     state["timer"] = event.at + DELAY
+                elif event.kind == "Unsubscribed":
+                    state["timer"] = None
                 if event.traits is not None:
                     result.identifies.append((event.customer, event.traits, event.at))
                     result.gate.append(Standing(event.customer, True, "email" in event.traits))

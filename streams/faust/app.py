@@ -31,6 +31,7 @@ from transport import availability
 from transport.availability import Outage
 
 __all__ = ["Batch", "BatchApp"]
+MARKERS = 1.0  # seconds between two looks for markers behind the last record
 STOP_SECONDS = 15.0  # for Faust to leave its group
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class BatchApp:
     partition's first batch; ``on_revoked(topic, partition)`` after its last one
     is done or given up, ``grace`` seconds after the revocation at the latest.
     An exception in any of the three stops the app; ``wait`` raises it.
+    ``passes_markers``: transactions' markers behind the last record are committed past by the app itself, for a stage that
+    keeps no offset of its own.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class BatchApp:
         buffer: int = 4,
         fetch_bytes: int = 1 << 20,
         grace: float = 20.0,
+        passes_markers: bool = False,
     ) -> None:
         self.group, self.kafka, self.topics = kafka.topic(group), kafka, tuple(topics)
         self.handle, self.on_assigned, self.on_revoked = handle, on_assigned, on_revoked
@@ -67,7 +71,9 @@ class BatchApp:
         self.joined, self.pauses = False, 0
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._faust: App | None = None
+        self._passes_markers = passes_markers
         self._measuring: asyncio.Future[None] | None = None
+        self._passing: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
         """Join the group; returns when the app runs, which may be before partitions are assigned."""
@@ -75,6 +81,8 @@ class BatchApp:
         self._faust = app_of(self)
         await self._faust.start()
         self._measuring = asyncio.ensure_future(self._measure())
+        if self._passes_markers:
+            self._passing = asyncio.ensure_future(self._pass_markers())
         WORK[self.group] = self.work
 
     async def stop(self) -> None:
@@ -85,6 +93,8 @@ class BatchApp:
         WORK.pop(self.group, None)
         if self._measuring is not None:  # None where start() failed: no Kafka answered
             self._measuring.cancel()
+        if self._passing is not None:
+            self._passing.cancel()
         app.flow_control.suspend()
         if app._consumer is not None:
             app._consumer.stop_flow()
@@ -173,6 +183,16 @@ class BatchApp:
                     continue
                 lane.behind = end > (position or 0)
                 self._outage.heard(True)
+
+    async def _pass_markers(self) -> None:
+        """Commit past what lies behind a partition's last record and is none, or its lag would never be 0."""
+        seen: dict[TP, int | None] = {}
+        while True:
+            await asyncio.sleep(MARKERS)
+            for tp, lane in list(self.lanes.items()):
+                before, seen[tp] = seen.get(tp), await self.idle_position(*tp)
+                if (position := seen[tp]) is not None and position == before and position > lane.committed:
+                    self.pass_to(tp.topic, tp.partition, position)
 
     async def end_offsets(self, pairs: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
         """The offset after the last record, asked from the broker."""

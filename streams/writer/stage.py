@@ -360,7 +360,7 @@ async def serve(settings: Settings, stop: asyncio.Event, worker_id: str = "w0") 
     outbox = await producer(settings.kafka, linger_ms=5)
     desk = Desk(settings, engine, Releases(settings, model.shape, model.base_sha256, model.rank), book, outbox, worker_id)
     _desk.append(desk)
-    app = BatchApp(GROUP, settings.kafka, [settings.kafka.topic(INTENTS)], desk.handle, grace=5.0)
+    app = BatchApp(GROUP, settings.kafka, [settings.kafka.topic(INTENTS)], desk.handle, grace=5.0, passes_markers=True)
     caught_up = asyncio.Event()
 
     def apply(topic: str, value: bytes) -> Awaitable[None] | None:

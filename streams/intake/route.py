@@ -13,7 +13,8 @@ from transport.batches import Outbox
 from transport.clients import partition_of
 from transport.oversized import Header, Record, cut, is_large
 
-FORWARDED = "mailtide.forwarded"
+FORWARDED = "mailtide.forwarded"  # how often the record was moved, for the bound alone: anybody may write it, so it decides nothing else
+MOST_MOVES = 3  # two workers that disagree about the number of partitions must not move a record to and fro for ever
 ORIGIN = "mailtide.origin"  # "partition:offset" of the record that was forwarded: its identity where the event has none
 REASON = "mailtide.reason"
 
@@ -46,19 +47,19 @@ def sift(records: Sequence[Any], places: Places, partition: int, wall: float, ou
     for record in records:
         event = decode(record.value, wall, partition, record.offset, record.headers)
         if isinstance(event, Dead):
-            sifted.count(f"dead.{event.reason}")
-            letter, short = _buried(record, event, places, partition)
-            if is_large(letter):
-                outbox.add_large((letter, short), _place(record, places, partition))
-            else:
-                outbox.add(*letter)
+            _set_aside(record, event, places, partition, sifted, outbox)
             continue
         home = partition_of(event.customer.encode(), places.partitions)
-        moved = _header(record.headers, FORWARDED) is not None if record.headers else False
-        if home != partition and not moved:  # once: two that disagree about the number of partitions must not play ping-pong
+        moves = _moves(record.headers) if record.headers else 0
+        if home != partition and moves >= MOST_MOVES:
+            astray = Dead("unsupported_format", f"moved {moves} times: the workers disagree about the number of partitions")
+            _set_aside(record, astray, places, partition, sifted, outbox)
+            continue
+        if home != partition:
             sifted.count("forwarded")
-            origin = f"{partition}:{record.offset}".encode()
-            headers = (*record.headers, (FORWARDED, b"1"), (ORIGIN, origin))
+            origin = _header(record.headers, ORIGIN) or f"{partition}:{record.offset}".encode()
+            theirs = [header for header in record.headers if header[0] not in (FORWARDED, ORIGIN)]
+            headers = (*theirs, (FORWARDED, str(moves + 1).encode()), (ORIGIN, origin))
             forward = Record(places.events, home, event.customer.encode(), record.value, headers)
             if is_large(forward):
                 # Compressed it came, and with its headers it may be more than the topic takes.
@@ -67,13 +68,29 @@ def sift(records: Sequence[Any], places: Places, partition: int, wall: float, ou
             else:
                 outbox.add(*forward)
             continue
-        if moved and not event.message_id:
+        if moves and not event.message_id:
             # Forwarding may be repeated after a crash; the second one has to be recognised.
             origin = _header(record.headers, ORIGIN) or b"?"
             event = msgspec.structs.replace(event, message_id=f"{FORWARDED}:{origin.decode(errors='replace')}")
         sifted.events.append(event)
     sifted.counts["read"] = len(sifted.events)
     return sifted
+
+
+def _set_aside(record: Any, dead: Dead, places: Places, partition: int, sifted: Sifted, outbox: Outbox) -> None:
+    """The record to the dead letters, and counted."""
+    sifted.count(f"dead.{dead.reason}")
+    letter, short = _buried(record, dead, places, partition)
+    if is_large(letter):
+        outbox.add_large((letter, short), _place(record, places, partition))
+    else:
+        outbox.add(*letter)
+
+
+def _moves(headers: Sequence[Header]) -> int:
+    """How often the record says that it was moved; 0 where it says nothing that we write."""
+    moves = _header(headers, FORWARDED) or b""
+    return int(moves) if moves.isdigit() and len(moves) < 4 else 0
 
 
 def _header(headers: Sequence[Header], name: str) -> bytes | None:

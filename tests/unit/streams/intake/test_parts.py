@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import StoreError
-from streams.intake.route import FORWARDED, ORIGIN, Places, sift
+from streams.intake.route import FORWARDED, MOST_MOVES, ORIGIN, Places, sift
 from streams.intake.schedule import Schedule
 from streams.intake.store import CLOCK, Clock, Store, _merge
 from transport.clients import partition_of
@@ -161,9 +161,33 @@ def test_a_stray_goes_home_once_and_keeps_an_identity() -> None:
     assert headers == (("traceparent", b"t"), (FORWARDED, b"1"), (ORIGIN, f"{away}:4".encode()))
     arrived = [sift([Record(BODY, offset=n, headers=headers)], PLACES, home, 2e9, Gathered()).events[0] for n in (8, 9)]  # type: ignore[arg-type]
     assert arrived[0].message_id == arrived[1].message_id != ""
-    again: Any = Gathered()
-    assert sift([Record(BODY, headers=headers)], PLACES, away, 2e9, again).counts == {"read": 1}
-    assert again.added == []
+
+
+@pytest.mark.parametrize("value", [b"1", b"0", b"2", b"", b"yes", None, b"-1", b"99999999999", "\u0663".encode()])
+def test_a_header_that_anybody_may_write_keeps_no_event_in_a_foreign_partition(value: bytes | None) -> None:
+    """A producer, a mirror or a redrive that set it had an ``Unsubscribed`` applied where nobody looks for it."""
+    home = partition_of(b"c-1", 6)
+    out: Any = Gathered()
+    record = Record(BODY, headers=((FORWARDED, value), (ORIGIN, b"7:1"), ("h", b"v")))  # type: ignore[arg-type]
+    assert sift([record], PLACES, (home + 1) % 6, 2e9, out).counts == {"forwarded": 1, "read": 0}
+    headers = out.added[0][4]
+    assert [name for name, _ in headers] == ["h", FORWARDED, ORIGIN]
+    assert dict(headers)[ORIGIN] == b"7:1"
+
+
+def test_a_record_that_is_moved_to_and_fro_is_set_aside_at_last() -> None:
+    """While workers disagree about the number of partitions each moves what the other moved."""
+    home = partition_of(b"c-1", 6)
+    record, moved = Record(BODY), 0
+    while True:
+        out: Any = Gathered()
+        counts = sift([record], PLACES, (home + 1) % 6, 2e9, out).counts
+        topic, _, _, _, headers, _ = out.added[0]
+        if topic == "customer.events.dlq":
+            break
+        moved, record = moved + 1, Record(BODY, headers=headers)
+    assert (moved, counts) == (MOST_MOVES, {"dead.unsupported_format": 1, "read": 0})
+    assert dict(headers)["mailtide.reason"] == b"unsupported_format"
 
 
 def test_a_dead_letter_is_unchanged_but_for_its_headers() -> None:

@@ -19,6 +19,7 @@ from email.utils import format_datetime, formataddr
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mrml
 import msgspec
@@ -39,7 +40,11 @@ SHOP_CHECKED = {  # what no mail may lack
     "unsubscribe_mailto": "an address to unsubscribe at",
 }
 LONGEST_NAME = 60  # characters of a first name; whoever calls themselves a page of text, or a link, is greeted without
+LONGEST_LINK = 500  # characters of the shop's own web addresses
+LONGEST_ADDRESS = 254  # characters of a mail address, RFC 5321; with LONGEST_LINK and the token List-Unsubscribe keeps within a line
 LONGEST_LINE = 998  # bytes without CRLF, RFC 5322; List-Unsubscribe is never folded: not every reader joins it again
+_NO_LINK = re.compile(r"[\x00-\x20\x7f<>\"\\^`{|}]")
+_HOST = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?|[0-9a-fA-F:.]+")  # a name, or an address of version 6
 _PLAIN = re.compile(r"[^A-Za-z0-9._-]")
 _MARK = re.compile(r"@@([a-z]+)@@")
 _ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+")
@@ -119,10 +124,31 @@ def check_shop(shop: ShopSettings, *keys: str) -> None:
             raise SettingsError(f"shop.{key} is empty: every mail must carry {SHOP_CHECKED[key]}; write it there")
         if key in ("from_email", "unsubscribe_mailto") and address(value) != value:
             raise SettingsError(f"shop.{key} = {value!r} is no email address in plain ASCII: mend it")
+        if key in ("from_email", "unsubscribe_mailto") and len(value) > LONGEST_ADDRESS:
+            raise SettingsError(f"shop.{key} has {len(value)} characters, mail servers take {LONGEST_ADDRESS}: use a shorter one")
         if key == "unsubscribe" and not value.startswith("https://"):
             raise SettingsError(f"shop.unsubscribe = {value!r} must be an https:// address: RFC 8058 asks for it")
         if key == "link" and not value.startswith(("https://", "http://")):
             raise SettingsError(f"shop.link = {value!r} must be an https:// address: a mail's button leads there")
+        if key in ("link", "unsubscribe") and (fault := _fault_of(value)):
+            raise SettingsError(f"shop.{key} = {value[:80]!r} can't stand in a mail: {fault}")
+        if key == "unsubscribe" and "#" in value:
+            raise SettingsError(f"shop.unsubscribe = {value!r} has a '#': the mail's token behind it would reach no server; leave it out")
+
+
+def _fault_of(link: str) -> str:
+    """Why a header or a button can't carry this web address as it stands, with the mend; "" where it can."""
+    if not link.isascii():
+        return "it isn't ASCII; write its host in punycode (xn--…) and the rest with %-escapes"
+    if _NO_LINK.search(link):
+        return 'a space or one of < > " \\ ^ ` { | } ends it; write that as a %-escape'
+    if len(link) > LONGEST_LINK:
+        return f"it has {len(link)} characters, a header's line has room for {LONGEST_LINK}; use a shorter one"
+    try:
+        host, _ = urlsplit(link).hostname, urlsplit(link).port
+    except ValueError as error:
+        return f"{error}; write it as https://host/path"
+    return "" if host and _HOST.fullmatch(host) else "it names no host; write it as https://host/path"
 
 
 def token(intent_id: str, key: bytes) -> str:

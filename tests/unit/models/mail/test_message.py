@@ -249,12 +249,51 @@ def test_tokens() -> None:
         ({"from_email": "nobody"}, "from_email"),
         ({"unsubscribe": "http://plain.example.com"}, "https"),
         ({"unsubscribe_mailto": ""}, "unsubscribe_mailto"),
+        ({"unsubscribe": "https://läden.example/abmelden"}, "punycode"),
+        ({"unsubscribe": "https://shop.example/abmelden/ja bitte"}, "space"),
+        ({"unsubscribe": "https://shop.example/u>, <mailto:x@y.example"}, "space"),
+        ({"unsubscribe": "https://shop.example/u\r\nBcc: x@y.example"}, "space"),
+        ({"unsubscribe": "https://shop.example/u#leave"}, "'#'"),
+        ({"unsubscribe": "https://"}, "no host"),
+        ({"unsubscribe": "https:///u"}, "no host"),
+        ({"unsubscribe": "https://shop.example:99999/u"}, "[Pp]ort"),
+        ({"unsubscribe": "https://[1:2/u"}, "https://host/path"),
+        ({"unsubscribe": "https://shop.example/" + "u" * 600}, "shorter"),
+        ({"link": "https://shop.example/größe"}, "punycode"),
+        ({"link": "https://shop.example/a b"}, "space"),
+        ({"link": "https://?q=1"}, "no host"),
+        ({"from_email": "hallo@läden.example"}, "from_email"),
+        ({"from_email": "grüße@shop.example"}, "from_email"),
+        ({"from_email": "a@" + "b" * 60 + ".de" * 70}, "shorter"),
+        ({"unsubscribe_mailto": "leave@shop.example "}, "unsubscribe_mailto"),
     ],
 )
 def test_no_lawful_mail_no_start(change: dict[str, Any], names: str) -> None:
     check_shop(SHOP)
     with pytest.raises(SettingsError, match=names):
         check_shop(msgspec.structs.replace(SHOP, **change))
+
+
+_ODD = st.sampled_from(
+    ["https://", "http://", "shop.example", "/u", "?a=b", "#f", "ä", " ", "\r\n", ">", ",", "%20", ":", "[", "@", "x" * 300]
+)
+
+
+@given(st.lists(_ODD, max_size=5).map("".join), st.lists(_ODD, max_size=5).map("".join), st.lists(_ODD, max_size=4).map("".join))
+@trying(max_examples=300, deadline=None)
+def test_what_the_check_admits_stands_in_a_mail(unsubscribe: str, link: str, address_: str) -> None:
+    """Each setting that passes, the others as they ship: no crash at the first mail, no line too long, no header broken."""
+    for change in ({"unsubscribe": unsubscribe}, {"link": link}, {"from_email": address_}, {"unsubscribe_mailto": address_}):
+        shop = msgspec.structs.replace(SHOP, **change)
+        try:
+            check_shop(shop)
+        except SettingsError:
+            continue
+        mail = read(shop=shop)
+        head = mail.as_bytes(policy=policy.SMTP).partition(b"\r\n\r\n")[0]
+        assert head.isascii() and "Bcc" not in mail
+        leave, mailto = str(mail["List-Unsubscribe"]).split(", <mailto:")
+        assert leave.startswith(f"<{shop.unsubscribe}") and leave.endswith(">") and mailto.startswith(shop.unsubscribe_mailto)
 
 
 def test_an_unsubscribe_address_with_a_query() -> None:

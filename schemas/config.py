@@ -49,9 +49,12 @@ class KafkaSettings(Section, frozen=True):
 
 
 class SmtpSettings(Section, frozen=True):
-    """``url`` empty means the local server that keeps what it gets: ``smtp://user:pw@host:port``, ``smtps://…``, ``?starttls=true``."""
+    """``url`` empty means the local server that keeps what it gets: ``smtp://user:pw@host:port``, ``smtps://…``.
 
-    url: str = ""  # smtp://user:password@host:587?starttls=true, smtps://…; empty = the local server that keeps what it gets
+    Credentials or a host that isn't this machine imply STARTTLS; ``?starttls=false`` asks for plain.
+    """
+
+    url: str = ""  # smtp://user:password@host:587, smtps://…, ?starttls=false for plain; empty = the local server that keeps what it gets
     port: Port = 0  # of the local server; 0 = a free one
     connections: Count = 4  # held open to the mail server
     timeout: Time = 30.0  # for one SMTP dialogue

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import os
 import sqlite3
@@ -114,6 +115,8 @@ class Profiles:
                 event.listen(engine, "connect", _sqlite)
                 event.listen(engine, "begin", _immediate)
             _metadata.create_all(engine)
+            if not url:
+                _keep_private(home)
         except (SQLAlchemyError, OSError, ImportError) as error:
             raise _error(error) from error
         return cls(engine, _master(settings))
@@ -243,6 +246,14 @@ def _write_once(path: Path, content: bytes) -> None:
         pass
     finally:
         draft.unlink()
+
+
+def _keep_private(home: Path) -> None:
+    """For the owner's eyes alone, also what an earlier release left readable."""
+    with contextlib.suppress(PermissionError):  # a folder of somebody else's that we may write in is theirs to close
+        for path in home.glob("profiles.db*"):
+            path.chmod(0o600)
+        home.chmod(0o700)
 
 
 def _sqlite(connection: Any, _: Any) -> None:

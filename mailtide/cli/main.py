@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -339,6 +340,7 @@ def _releases(found: list[dict[str, Any]], as_json: bool) -> None:
 
 def main() -> None:
     """Entry point: turns every error that a user can cause into one line."""
+    os.umask(0o077)  # what we write may hold somebody's data: profiles, kept mails, logs, examples; our children inherit it
     try:
         app(standalone_mode=True)
     except KeyboardInterrupt:

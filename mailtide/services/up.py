@@ -19,6 +19,7 @@ from mailtide.process.shutdown import Halt
 from mailtide.services.supervisor import Supervisor
 from schemas.config import Settings
 from schemas.errors import MailtideError
+from streams.sender.smtp import server_of
 from transport import topics
 
 log = structlog.get_logger()
@@ -104,7 +105,7 @@ def main(settings: Settings) -> None:
 def _serve(settings: Settings, halt: Halt) -> None:
     supervisor = Supervisor(settings)
     supervisor.start()
-    log.info("up", kafka=settings.kafka.bootstrap, smtp=settings.smtp.url, home=settings.home, clock=settings.clock)
+    log.info("up", kafka=settings.kafka.bootstrap, smtp=server_of(settings.smtp.url), home=settings.home, clock=settings.clock)
     try:
         while not halt.wait(0.25):
             supervisor.tick()

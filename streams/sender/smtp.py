@@ -8,10 +8,11 @@ what became of the mail; without one nobody knows, and it is never tried again.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import time
 from collections.abc import Callable
 from typing import Any, Literal
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import msgspec
 import structlog
@@ -36,24 +37,47 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def options(smtp: SmtpSettings) -> dict[str, Any]:
-    """Aiosmtplib's keywords for ``smtp.url``; SettingsError where it is no such URL."""
-    url = urlsplit(smtp.url)
-    asked = {key: values[-1] for key, values in parse_qs(url.query).items()}
-    try:
-        port = url.port
-    except ValueError as error:
-        raise SettingsError(f"smtp.url: {error}") from error
+    """Aiosmtplib's keywords for ``smtp.url``; SettingsError, which quotes nothing of it, where it is no such URL.
+
+    Credentials, or a host that isn't this machine, want TLS: whoever sits between could take STARTTLS out of the server's
+    greeting and read the rest. Plain is for who asks for it by name, ``?starttls=false``.
+    """
+    url, port = _split(smtp.url)
+    wishes = {key: values[-1] for key, values in parse_qs(url.query).items()}
     if url.scheme not in SCHEMES or not url.hostname:
-        raise SettingsError("smtp.url must be smtp://[user:password@]host[:port][?starttls=true] or smtps://…")
-    if set(asked) - {"starttls"} or asked.get("starttls", "true") not in {"true", "false"}:
+        raise SettingsError("smtp.url must be smtp://[user:password@]host[:port][?starttls=false] or smtps://…")
+    if set(wishes) - {"starttls"} or wishes.get("starttls", "true") not in {"true", "false"}:
         raise SettingsError("smtp.url: the one option is ?starttls=true or ?starttls=false")
-    found: dict[str, Any] = {"hostname": url.hostname, "port": port or SCHEMES[url.scheme], "timeout": smtp.timeout}
-    found |= {"use_tls": url.scheme == "smtps", "start_tls": {"true": True, "false": False}.get(asked.get("starttls", ""))}
-    if url.scheme == "smtps":
-        found["start_tls"] = False
+    private = bool(url.username) or not _is_loopback(url.hostname)
+    start_tls = {"true": True, "false": False}.get(wishes.get("starttls", ""), True if private else None)
+    keywords: dict[str, Any] = {"hostname": url.hostname, "port": port or SCHEMES[url.scheme], "timeout": smtp.timeout}
+    keywords |= {"use_tls": True, "start_tls": False} if url.scheme == "smtps" else {"use_tls": False, "start_tls": start_tls}
     if url.username:
-        found |= {"username": unquote(url.username), "password": unquote(url.password or "")}
-    return found
+        keywords |= {"username": unquote(url.username), "password": unquote(url.password or "")}
+    return keywords
+
+
+def server_of(url: str) -> str:
+    """``smtp.url`` for logs: scheme, host and port, never who logs in."""
+    parts, port = _split(url)
+    return f"{parts.scheme}://{parts.hostname}" + (f":{port}" if port else "")
+
+
+def _split(text: str) -> tuple[SplitResult, int | None]:
+    try:
+        url = urlsplit(text)
+        return url, url.port
+    except ValueError:  # its text quotes what it took for the port, which may be a password with a sign that ends a host
+        raise SettingsError(
+            "smtp.url: what stands behind its host is no port; write @ : / ? # % in a user or password as %-escapes"
+        ) from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 class Mailer:
@@ -61,6 +85,7 @@ class Mailer:
 
     def __init__(self, smtp: SmtpSettings) -> None:
         self._free: asyncio.LifoQueue[SMTP] = asyncio.LifoQueue()
+        self._server = server_of(smtp.url)
         self._all = [SMTP(**options(smtp)) for _ in range(smtp.connections)]
         for connection in self._all:
             self._free.put_nowait(connection)
@@ -101,7 +126,13 @@ class Mailer:
     def _down(self, error: Exception) -> None:
         self._pause = min(LONGEST_PAUSE, self._pause * 2 or FIRST_PAUSE)
         self._again = time.monotonic() + self._pause
-        log.warning("the mail server can't be reached", error=type(error).__name__, again_in=self._pause)
+        log.warning(
+            "the mail server can't be reached",
+            server=self._server,
+            error=type(error).__name__,
+            mend="it offers no STARTTLS: use smtps://, or ask for plain with ?starttls=false" if "STARTTLS" in str(error) else "",
+            again_in=self._pause,
+        )
 
     async def deliver(self, mail: Mail, may: Callable[[], bool]) -> Answer:
         """One dialogue; ``may`` is asked last before DATA."""

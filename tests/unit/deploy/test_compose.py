@@ -48,7 +48,7 @@ def test_settings_are_known(name: str) -> None:
     found = settings.problems_and_settings(environment=environment)
     assert isinstance(found, Settings)
     assert found.kafka.bootstrap == "kafka:9092"
-    assert found.smtp.url == "smtp://mailpit:1025"
+    assert found.smtp.url == "smtp://mailpit:1025?starttls=false"
 
 
 def test_dependencies_volumes_and_files_exist() -> None:

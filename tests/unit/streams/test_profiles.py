@@ -182,3 +182,13 @@ def test_stages_that_open_it_first_together_share_one_key(tmp_path: Path) -> Non
         }
         again.close()
         assert [file.name for file in (tmp_path / str(round_) / "keys").iterdir()] == ["master"]
+
+
+def test_the_store_is_for_its_owner_alone_also_where_an_earlier_release_made_it(tmp_path: Path) -> None:
+    settings = Settings(home=str(tmp_path / "home"))
+    Profiles.open(settings).close()
+    path = Path(settings.home) / "profiles.db"
+    path.chmod(0o644)
+    path.parent.chmod(0o755)
+    Profiles.open(settings).close()
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)

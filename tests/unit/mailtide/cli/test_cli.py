@@ -228,3 +228,9 @@ def test_a_kafka_that_fails_later_on_is_one_line(
         main.main()
     assert ended.value.code == 1
     assert capsys.readouterr().err == f"mailtide: Kafka failed ({said}, then start again\n"
+
+
+def test_what_a_command_writes_is_for_its_owner_alone() -> None:
+    script = "import os; from mailtide.cli import main; main.app = lambda **_: print(oct(os.umask(0))); main.main()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0o77"

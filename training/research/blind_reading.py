@@ -1,9 +1,9 @@
 """Is the writer worth reading? Mails over goods that the house adapter never saw, to be read one by one, and blind pairs to choose between.
 
-python -m training.reading mails --n 60 --seed 7          # guided mails with their facts filled in
-python -m training.reading pairs --n 40 --seed 3 --key key.json   # model and uniform random choice, side by side, shuffled
-python -m training.reading tally --key key.json --chosen "A B = …"  # who won, and how often a clause for the very case was taken
-python -m training.reading free --n 8 --best-of 8 [--base FOLDER]   # free words, the best of several
+python -m training.research.blind_reading mails --n 60 --seed 7          # guided mails with their facts filled in
+python -m training.research.blind_reading pairs --n 40 --seed 3 --key key.json   # model and uniform random choice, side by side, shuffled
+python -m training.research.blind_reading tally --key key.json --chosen "A B = …"  # who won, how often a clause for the very case
+python -m training.research.blind_reading free --n 8 --best-of 8 [--base FOLDER]   # free words, the best of several
 """
 
 from __future__ import annotations

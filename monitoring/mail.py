@@ -54,7 +54,7 @@ class Waiting:
 
 
 @dataclass(slots=True)
-class Open:
+class OpenMail:
     """An intent without an outcome; wall times in seconds."""
 
     trigger: str
@@ -64,7 +64,7 @@ class Open:
     drafted: bool = False
 
 
-def waiting(intents: Iterable[Open], rate: float, now: float) -> list[Waiting]:
+def waiting(intents: Iterable[OpenMail], rate: float, now: float) -> list[Waiting]:
     """The table, by stage and trigger. ``rate``: outcomes a second. Lanes are served by priority, then age."""
     counts: dict[tuple[bool, str], list[float]] = {}
     for place, one in enumerate(sorted(intents, key=lambda one: (one.priority, one.ready)), 1):
@@ -107,7 +107,7 @@ class MailFollower:
     """
 
     settings: Settings
-    open: dict[str, Open] = field(default_factory=dict)
+    open: dict[str, OpenMail] = field(default_factory=dict)
     caught_up: bool = False
     rate: Rate = field(default_factory=Rate)
     _ended: dict[bytes, None] = field(default_factory=dict)
@@ -181,7 +181,7 @@ class MailFollower:
         due, expires, fired = seconds(intent.due), seconds(intent.expires), seconds(intent.fired)
         # With the event clock lateness counts from the firing on, as the gate counts it.
         ready, until = (fired, fired + expires - due) if self.settings.clock == "event" else (max(fired, due), expires)
-        self.open[key] = Open(intent.trigger, intent.priority, ready, until, key.encode() in self._early)
+        self.open[key] = OpenMail(intent.trigger, intent.priority, ready, until, key.encode() in self._early)
         self._early.pop(key.encode(), None)
 
     def _draft(self, key: str) -> None:

@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector as PrometheusCollector
 
 from monitoring.mail import Waiting
-from monitoring.poll import Collector, Row
+from monitoring.poll import LagPoller, LagRow
 
 PLACE = ["group", "topic", "partition"]
 
@@ -16,9 +16,9 @@ PLACE = ["group", "topic", "partition"]
 class Series(PrometheusCollector):
     """The newest look as Prometheus reads it."""
 
-    def __init__(self, collector: Collector) -> None:
+    def __init__(self, collector: LagPoller) -> None:
         self.collector = collector
-        self.rows: Sequence[Row] = ()
+        self.rows: Sequence[LagRow] = ()
         self.waiting: Sequence[Waiting] | None = None  # not known yet
         self.success = False  # of the newest look
 

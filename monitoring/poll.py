@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LagRow:
     """One group's reading of one partition. None: not known, never NaN or -1."""
 
     group: str
@@ -53,7 +53,7 @@ class Row:
 
 
 @dataclass
-class Collector:
+class LagPoller:
     """Keeps the windows between looks. ``wanted`` decides which groups are looked at.
 
     ``expected``: topics by group that get rows, after the others, also before their first commit. They begin at the oldest record.
@@ -77,7 +77,7 @@ class Collector:
         """The consumer that reads ages connects when it is first needed."""
         self._ages = Ages(self.settings.kafka)
 
-    def look(self) -> list[Row]:
+    def look(self) -> list[LagRow]:
         """One cycle; KafkaUnavailable where no broker answers."""
         began = time.perf_counter()
         try:
@@ -96,7 +96,7 @@ class Collector:
             self._admin.close()
             self._admin = None
 
-    def _look(self) -> list[Row]:
+    def _look(self) -> list[LagRow]:
         if self._admin is None:
             self._admin = KafkaAdminClient(**options(self.settings.kafka))
         states = self._names()
@@ -208,11 +208,11 @@ class Collector:
         missing = filter(self.wanted, map(self.settings.kafka.topic, self.expected))
         self.groups = {name: Group(name, "Dead", 0) for name in missing} | fresh
 
-    def _row(self, pair: Pair, now: float, record_time: float | None) -> Row:
+    def _row(self, pair: Pair, now: float, record_time: float | None) -> LagRow:
         (name, place), samples, group = pair, list(self.windows[pair]), self.groups[pair[0]]
         newest, found = samples[-1], rates(samples)
         kept = newest.end - newest.start
-        return Row(
+        return LagRow(
             group=name,
             topic=place.topic,
             partition=place.partition,

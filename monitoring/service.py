@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from monitoring.http import Probe, listen
 from monitoring.mail import MailFollower
 from monitoring.metrics import Series
-from monitoring.poll import Collector, Row
+from monitoring.poll import LagPoller, LagRow
 from monitoring.verdict import State
 from schemas.config import Settings
 from schemas.errors import KafkaUnavailable, SettingsError
@@ -42,7 +42,7 @@ def wanted_groups(settings: Settings, group: str | None = None) -> Callable[[str
 
 def serve(settings: Settings, halt: threading.Event, ready: Callable[[Probe], None] = lambda _probe: None) -> None:
     """Until ``halt``. ``ready`` is told where it listens. SettingsError where it can't listen at all."""
-    collector, follower = Collector(settings, wanted_groups(settings)), MailFollower(settings)
+    collector, follower = LagPoller(settings, wanted_groups(settings)), MailFollower(settings)
     series, registry = Series(collector), CollectorRegistry()
     registry.register(series)
     ProcessCollector(registry=registry)
@@ -77,9 +77,9 @@ def serve(settings: Settings, halt: threading.Event, ready: Callable[[Probe], No
         follower.close()
 
 
-def _tell(before: dict[tuple[str, str, int], State], rows: list[Row]) -> dict[tuple[str, str, int], State]:
+def _tell(before: dict[tuple[str, str, int], State], rows: list[LagRow]) -> dict[tuple[str, str, int], State]:
     """One line for the partitions of a topic that changed alike: a topic may have thousands. ``offset`` is the first one's."""
-    changed: dict[tuple[str, str, State], list[Row]] = {}
+    changed: dict[tuple[str, str, State], list[LagRow]] = {}
     for row in rows:
         was = before.get((row.group, row.topic, row.partition), State.UNKNOWN)
         if was is not row.state and not {was, row.state} <= {State.UNKNOWN, State.OK}:

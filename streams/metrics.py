@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 Value = tuple[str, tuple[str, ...], float]  # series, values of its labels, figure
-Told = Callable[[], Iterable[Value]]
+Metrics = Callable[[], Iterable[Value]]
 
 # Counters end in _total, as Prometheus wants them; all else is a gauge.
 DECLARED: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -48,16 +48,16 @@ class Stages(Collector):
     """The stages that serve in this process."""
 
     ready: dict[str, Callable[[], bool]] = field(default_factory=dict)
-    told: dict[str, Told] = field(default_factory=dict)
+    metrics: dict[str, Metrics] = field(default_factory=dict)
 
     @contextmanager
-    def watch(self, name: str, ready: Callable[[], bool], told: Told) -> Iterator[None]:
+    def watch(self, name: str, ready: Callable[[], bool], metrics: Metrics) -> Iterator[None]:
         """While the block runs, the stage is asked."""
-        self.ready[name], self.told[name] = ready, told
+        self.ready[name], self.metrics[name] = ready, metrics
         try:
             yield
         finally:
-            del self.ready[name], self.told[name]
+            del self.ready[name], self.metrics[name]
 
     def checks(self, wanted: Iterable[str]) -> dict[str, bool]:
         """Readiness of the stages that should serve here; one that hasn't begun isn't ready."""
@@ -66,9 +66,9 @@ class Stages(Collector):
     def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
         """Every series that a stage has a figure for."""
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
-        for stage, told in list(self.told.items()):
+        for stage, metrics in list(self.metrics.items()):
             check = self.ready.get(stage)
-            values = [*told(), ("mailtide_stage_ready", (stage,), float(check is not None and check()))]
+            values = [*metrics(), ("mailtide_stage_ready", (stage,), float(check is not None and check()))]
             for name, labels, value in values:
                 family = families.get(name)
                 if family is None:
@@ -89,7 +89,7 @@ def labelled(name: str, counts: Mapping[str, float]) -> list[Value]:
 
 
 def writing(stats: Mapping[str, Any]) -> list[Value]:
-    """The writer's counters (``Desk.stats``)."""
+    """The writer's counters (``WriterStage.stats``)."""
     origins = {name: stats[name] for name in ("generated", "pool", "template")}
     plain: list[Value] = [
         ("mailtide_writer_waiting", (), stats["waiting"]),

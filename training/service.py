@@ -19,14 +19,14 @@ from schemas.config import Settings
 from schemas.errors import ArtifactError
 from schemas.mail import iso, seconds
 from schemas.release import Release
-from training.feedback.clause_odds import Leanings
-from training.feedback.examples import Row, follow, read_to, rows
+from training.feedback.clause_odds import ClauseOddsTracker
+from training.feedback.examples import ExampleRow, follow, read_to, rows
 from training.feedback.tones import Tones
 from training.membership import Membership
 from training.refit.evaluate import Judge
 from training.refit.gate import Judgement
 from training.refit.plan import FEWEST
-from training.refit.refit import Bench, Refit, Step, open_bench
+from training.refit.refit import Refit, RefitBench, Step, open_bench
 from training.rollout import releases
 from training.rollout.lineage import inherited, leaning, promoted, reverted
 from training.rollout.watch import Watch
@@ -57,10 +57,10 @@ class Trainer:
         self.threads = 2 if cores > 2 else 1  # the others write mail
         self.watch = Watch(settings)
         self.tones = Tones(settings)
-        self.leanings = Leanings(settings.training.odds_examples)
+        self.leanings = ClauseOddsTracker(settings.training.odds_examples)
         self.membership: Membership | None = None
         self._probed: dict[str, int] = {}
-        self._examples: dict[str, list[Row]] | None = None
+        self._examples: dict[str, list[ExampleRow]] | None = None
 
     # -- the service --------------------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ class Trainer:
 
     # -- what is due ---------------------------------------------------------------------------------
 
-    def look(self) -> dict[str, list[Row]]:
+    def look(self) -> dict[str, list[ExampleRow]]:
         """Take in what is new everywhere, look after what serves, and give the examples of our clusters."""
         folder = self.folder / "examples"
         if news := follow(self.settings, folder):
@@ -129,13 +129,13 @@ class Trainer:
         """Whether the cluster is ours; all are, outside the service."""
         return self.membership is None or self.membership.owns(cluster)
 
-    def examples(self) -> dict[str, list[Row]]:
+    def examples(self) -> dict[str, list[ExampleRow]]:
         """All examples by cluster, oldest first; mails from before their customer had a cluster teach none."""
         if self._examples is None:
             self._examples = {cluster: found for cluster, found in rows(self.settings, self.folder / "examples").items() if cluster}
         return self._examples
 
-    def due(self, found: Mapping[str, list[Row]], scheduled: bool) -> dict[str, str]:
+    def due(self, found: Mapping[str, list[ExampleRow]], scheduled: bool) -> dict[str, str]:
         """Which clusters are to be refitted now, and why."""
         reasons: dict[str, str] = {}
         for cluster, each in found.items():
@@ -148,7 +148,7 @@ class Trainer:
                 reasons[cluster] = "schedule"
         return reasons
 
-    def probe(self, found: Mapping[str, list[Row]]) -> None:
+    def probe(self, found: Mapping[str, list[ExampleRow]]) -> None:
         """The serving releases' losses on mails that none was fitted on, for drift."""
         judge: Judge | None = None  # the writer's graph alone: torch is not needed to look
         for cluster, each in found.items():
@@ -164,7 +164,7 @@ class Trainer:
 
     # -- refits ---------------------------------------------------------------------------------------
 
-    def round(self, due: Mapping[str, list[Row]], reasons: Mapping[str, str] | None = None) -> list[Judgement]:
+    def round(self, due: Mapping[str, list[ExampleRow]], reasons: Mapping[str, str] | None = None) -> list[Judgement]:
         """Refit these clusters one after the other, the one with most examples first; the gate's judgement of each."""
         able = {cluster: found for cluster, found in due.items() if len(found) >= FEWEST}
         for cluster in due.keys() - able.keys():
@@ -191,7 +191,7 @@ class Trainer:
         gc.collect()
         return judged
 
-    def refit(self, base: Bench, cluster: str, found: list[Row]) -> Judgement:
+    def refit(self, base: RefitBench, cluster: str, found: list[ExampleRow]) -> Judgement:
         """Fit, judge and, where it passes and the cluster is still ours, publish one cluster's adapter."""
         before = self.watch.serving.get(cluster)
         refit = self._refit(cluster)
@@ -226,7 +226,7 @@ class Trainer:
             if not self.membership.owns(cluster):
                 raise Lost
 
-    def _elders(self, cluster: str) -> list[Row]:
+    def _elders(self, cluster: str) -> list[ExampleRow]:
         """Examples of the cluster that this one split from: replayed until it has enough of its own."""
         known = self.watch.snapshot.clusters if self.watch.snapshot else ()
         parent = next((one.parent for one in known if one.id == cluster), None)
@@ -244,7 +244,7 @@ class Trainer:
                 if self.owns(release.cluster):
                     self.publish(release)
 
-    def lean(self, found: Mapping[str, list[Row]]) -> None:
+    def lean(self, found: Mapping[str, list[ExampleRow]]) -> None:
         """Newer odds for each release whose cluster has enough new examples: no fit, and the same release."""
         for cluster, each in found.items():
             release = self.watch.serving.get(cluster)

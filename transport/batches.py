@@ -12,7 +12,7 @@ from aiokafka.errors import IllegalOperation
 from transport.oversized import Header, Record, first_taken
 
 
-class Outbox:
+class ProducerBatches:
     """``add`` what is to go, then ``send``: a future for each batch, in order within each partition.
 
     ``large``: the producer for ``add_large``, from ``transport.oversized``; not needed without that.

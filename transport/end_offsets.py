@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 KEPT = 0.25  # seconds for which an end is believed
 
 
-class Ends:
+class EndOffsets:
     """``topic``: its name on the cluster."""
 
     def __init__(self, consumer: AIOKafkaConsumer, topic: str) -> None:

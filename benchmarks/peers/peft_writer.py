@@ -24,7 +24,7 @@ from benchmarks.writing.decoding import ADAPTERS, NEW, RANK
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-class Clock(StoppingCriteria):
+class TokenClock(StoppingCriteria):
     """Asked after each token."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ def main() -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:
-        rows, clock = int(line), Clock()
+        rows, clock = int(line), TokenClock()
         ids = prompts[:rows]
         with torch.inference_mode():
             started = time.perf_counter()

@@ -85,7 +85,7 @@ def replenishment(home: Path, runs: int) -> list[Row]:
 
 
 @dataclass
-class History:
+class HouseholdHistory:
     """What is known of each household at the end of a day, as arrays over households (times in days)."""
 
     households: int
@@ -167,7 +167,7 @@ def bg_nbd_chance(logs: np.ndarray, x: np.ndarray, recency: np.ndarray, age: np.
 def visits(home: Path, runs: int) -> list[Row]:
     """Every third evening: does a household visit within 7, 14 or 30 days?"""
     data = panel()
-    history, learner = History(len(data.visits)), RhythmLearner()
+    history, learner = HouseholdHistory(len(data.visits)), RhythmLearner()
     waiting: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     rng, logs = np.random.default_rng(0), np.log([1.0, 5.0, 0.1, 5.0])
     names, horizons = ("ours", "BG/NBD", "own rate"), (7, 14, 30)

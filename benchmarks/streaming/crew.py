@@ -25,7 +25,7 @@ from schemas.config import KafkaSettings, Settings, SmtpSettings
 from schemas.mail import iso
 from schemas.topics import EVENTS
 from transport import topics
-from transport.batches import Outbox
+from transport.batches import ProducerBatches
 from transport.clients import partition_of, producer
 
 PATIENCE = 300.0  # seconds before a wait is given up
@@ -121,7 +121,7 @@ class Crew:
         """As fast as Kafka takes them; how many."""
         count, kafka = 0, self.settings.kafka
         client = await producer(kafka, linger_ms=5)
-        box = Outbox(client)
+        box = ProducerBatches(client)
         for count, (customer, body) in enumerate(events, 1):
             value = msgspec.json.encode(body)
             box.add(kafka.topic(EVENTS), partition_of(customer.encode(), kafka.partitions), customer.encode(), value)

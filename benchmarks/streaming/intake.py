@@ -29,7 +29,7 @@ from schemas.config import KafkaSettings, Settings
 from schemas.mail import iso
 from schemas.topics import EVENTS
 from transport import topics
-from transport.batches import Outbox
+from transport.batches import ProducerBatches
 from transport.clients import partition_of, producer
 
 COUNTS = [int(count) for count in os.environ.get("BENCH_INTAKE_EVENTS", "400000,1600000").split(",")]
@@ -52,7 +52,7 @@ def order(number: int, customers: int = CUSTOMERS) -> tuple[bytes, bytes]:
 
 async def publish(settings: Settings, count: int, customers: int = CUSTOMERS) -> None:
     client = await producer(settings.kafka)
-    box, name = Outbox(client), settings.kafka.topic(EVENTS)
+    box, name = ProducerBatches(client), settings.kafka.topic(EVENTS)
     for number in range(count):
         key, value = order(number, customers)
         box.add(name, partition_of(key, PARTITIONS), key, value)

@@ -36,7 +36,7 @@ def panel() -> list[Event]:
     return found
 
 
-class World:
+class PassingWorld:
     """States and timers in memory, driven as intake drives them."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class World:
             self.schedule.set(customer, at)
 
 
-def timed(world: World, events: list[Event]) -> float:
+def timed(world: PassingWorld, events: list[Event]) -> float:
     """CPU microseconds an event."""
     began = time.process_time()
     for start in range(0, len(events), CHUNK):
@@ -69,7 +69,7 @@ def timed(world: World, events: list[Event]) -> float:
     return (time.process_time() - began) / len(events) * 1e6
 
 
-def views(world: World, after: list[Event]) -> list[Event]:
+def views(world: PassingWorld, after: list[Event]) -> list[Event]:
     """Page views of everybody, some seconds apart."""
     who, last = sorted(world.states), after[-1]
     return [
@@ -93,7 +93,7 @@ def passing(home: Path, runs: int) -> list[Row]:
     events = panel()
     mixed, plain = [], []
     for _ in range(runs):
-        world = World()
+        world = PassingWorld()
         mixed.append(timed(world, events))
         plain.append(timed(world, views(world, events)))
     measured = sorted(sizes(state).features for state in world.states.values())

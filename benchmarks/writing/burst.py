@@ -15,7 +15,7 @@ from benchmarks.streaming.crew import Crew, crew, identified
 from schemas.config import SendingSettings
 from schemas.mail import Facts, Intent, Product, Source, encode, intent_id, iso
 from schemas.topics import EVENTS, INTENTS
-from transport.batches import Outbox
+from transport.batches import ProducerBatches
 from transport.clients import partition_of, producer
 
 MAILS, PARTITIONS, LIMIT = int(os.environ.get("BENCH_POOL_MAILS", "10000")), 6, 60.0
@@ -62,7 +62,7 @@ async def publish(workers: Crew, intents: Iterable[Intent]) -> None:
     """As fast as Kafka takes them."""
     kafka = workers.settings.kafka
     client = await producer(kafka, linger_ms=5)
-    box = Outbox(client)
+    box = ProducerBatches(client)
     for made in intents:
         key = made.customer.encode()
         box.add(kafka.topic(INTENTS), partition_of(key, kafka.partitions), key, encode(made))

@@ -34,7 +34,7 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class DecodingLane:
     """Some of the rows, by number, in a cache of their own."""
 
     cache: Cache
@@ -103,22 +103,22 @@ class Ours:
             ended = time.perf_counter()
         return speed(rows, ended - first, ended - started)
 
-    def lanes(self, rows: int) -> list[Lane]:
+    def lanes(self, rows: int) -> list[DecodingLane]:
         """As the engine deals rows out, each with its adapter."""
         count = min(self.model.lanes, rows)
-        made = [Lane(Cache(self.model, len(range(lane, rows, count))), range(lane, rows, count)) for lane in range(count)]
+        made = [DecodingLane(Cache(self.model, len(range(lane, rows, count))), range(lane, rows, count)) for lane in range(count)]
         for lane in made:
             for place, row in enumerate(lane.rows):
                 lane.cache.adapt(place, self.adapters[row])
         self.model.best(np.zeros((1, self.model.shape.width), np.float32))  # the head is loaded on first use
         return made
 
-    def read(self, lane: Lane) -> NDArray[np.int64]:
+    def read(self, lane: DecodingLane) -> NDArray[np.int64]:
         """The prompts; the first new token of each row."""
         hidden = np.stack([lane.cache.chunk(place, self.prompts[row]) for place, row in enumerate(lane.rows)])
         return self.model.best(hidden)[0][:, 0]
 
-    def write(self, lane: Lane, tokens: NDArray[np.int64]) -> None:
+    def write(self, lane: DecodingLane, tokens: NDArray[np.int64]) -> None:
         """The other new tokens."""
         active = np.ones(len(lane.rows), bool)
         for _ in range(NEW - 1):

@@ -25,7 +25,7 @@ from models.writer.prompt import Prompt, render
 from schemas.config import Settings
 from schemas.release import Release
 from streams.writer.releases import Releases
-from training.feedback.examples import Row as Example
+from training.feedback.examples import ExampleRow as Example
 from training.refit.refit import Refit, open_bench
 
 ROWS, CLUSTERS, SWAPS = 16, 64, 20

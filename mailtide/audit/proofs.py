@@ -16,7 +16,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from mailtide.audit.personal_data import personal, written
-from mailtide.audit.recount import tally
+from mailtide.audit.recount import recount
 from schemas.config import Settings, kafka_python_options
 from schemas.errors import UNREADABLE, KafkaUnavailable
 from schemas.mail import Claim, Delivery, Gone, Intent, Standing, decoder, seconds
@@ -116,7 +116,7 @@ def _audit(settings: Settings, started: float) -> Report:
     breaches += _outcomes(trail, whole, busy)
     breaches += _claims(trail)
     breaches += _sent(settings, trail, whole)
-    counted = tally(settings, proves=whole[EVENTS] and not lag["mailtide-intake"])
+    counted = recount(settings, proves=whole[EVENTS] and not lag["mailtide-intake"])
     breaches += [Breach("counts_differ", place=f"{CUSTOMERS}/{number}", detail=detail) for number, detail in counted.wrong]
     missing = trail.intents.keys() - trail.deliveries.keys()
     named, more = _named(breaches)

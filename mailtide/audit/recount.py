@@ -18,7 +18,7 @@ from transport.blocking import partition_count, partition_of, records
 FORWARDED = "mailtide.forwarded"
 
 
-class Tally(msgspec.Struct):
+class Recount(msgspec.Struct):
     """``wrong``: (partition, what differs) of each state that can't be explained by the events."""
 
     events: int = 0
@@ -40,9 +40,9 @@ class _Seen(msgspec.Struct):
     most: int = 0
 
 
-def tally(settings: Settings, *, proves: bool) -> Tally:
+def recount(settings: Settings, *, proves: bool) -> Recount:
     """Promise 1. ``proves``: the events are all still there and intake has applied them all; else they are counted only."""
-    found, customers = Tally(), defaultdict[str, _Seen](lambda: _Seen({}))
+    found, customers = Recount(), defaultdict[str, _Seen](lambda: _Seen({}))
     count, wall = partition_count(settings.kafka, EVENTS), time.time()
     for record in records(settings.kafka, EVENTS):
         event = decode(record.value, wall, record.partition, record.offset, record.headers)

@@ -18,7 +18,7 @@ from mailtide.local import broker, endpoints
 from mailtide.process.shutdown import deadline
 from mailtide.services.up import signals
 from monitoring.mail import MailFollower, Waiting
-from monitoring.poll import Collector, Row
+from monitoring.poll import LagPoller, LagRow
 from monitoring.service import serve, wanted_groups
 from monitoring.verdict import FEWEST
 from schemas.config import Settings
@@ -31,8 +31,8 @@ COMING = (CoordinatorLoadInProgressError, CoordinatorNotAvailableError)
 
 
 @contextmanager
-def _looking(settings: Settings, group: str | None) -> Iterator[tuple[Collector, MailFollower]]:
-    collector, follower = Collector(settings, wanted_groups(settings, group)), MailFollower(settings)
+def _looking(settings: Settings, group: str | None) -> Iterator[tuple[LagPoller, MailFollower]]:
+    collector, follower = LagPoller(settings, wanted_groups(settings, group)), MailFollower(settings)
     try:
         yield collector, follower
     finally:
@@ -40,7 +40,7 @@ def _looking(settings: Settings, group: str | None) -> Iterator[tuple[Collector,
         follower.close()
 
 
-def look(settings: Settings, group: str | None) -> tuple[list[Row], Sequence[Waiting]]:
+def look(settings: Settings, group: str | None) -> tuple[list[LagRow], Sequence[Waiting]]:
     """As many looks as a verdict needs, over a second: too short to call anything stalled; ``watch`` and the monitor do."""
     with broker.reading(settings) as ready, _looking(ready, group) as (collector, follower):
         _first(collector)
@@ -51,7 +51,7 @@ def look(settings: Settings, group: str | None) -> tuple[list[Row], Sequence[Wai
         return collector.look(), follower.look(time.time(), CATCH_UP) or ()
 
 
-def _first(collector: Collector) -> None:
+def _first(collector: LagPoller) -> None:
     """A broker that has just started reads its groups before it tells of them."""
     deadline = time.monotonic() + CATCH_UP
     while True:
@@ -64,7 +64,7 @@ def _first(collector: Collector) -> None:
         time.sleep(BETWEEN)
 
 
-def plain(rows: Sequence[Row] | Sequence[Waiting]) -> list[dict[str, Any]]:
+def plain(rows: Sequence[LagRow] | Sequence[Waiting]) -> list[dict[str, Any]]:
     """Rows as ``lag --json`` prints them."""
     return [dataclasses.asdict(row) for row in rows]
 
@@ -78,7 +78,7 @@ def watch(settings: Settings, group: str | None, console: Console) -> None:
                 halt.wait(WATCH)
 
 
-def tables(rows: Sequence[Row], waiting: Sequence[Waiting]) -> Group:
+def tables(rows: Sequence[LagRow], waiting: Sequence[Waiting]) -> Group:
     """Both tables, for people."""
     lag = Table("group", "topic", "partition", "committed", "end", "lag", "seconds", "rate/s", "drain s", "state", title="Consumer lag")
     for row in rows:

@@ -13,7 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from mailtide.demo.simulated_readers import Readers
 from mailtide.local import broker
 from mailtide.replay.publish import answer_rest, replay
-from mailtide.replay.sources import known
+from mailtide.replay.sources.opening import known
 from schemas.config import Settings
 from transport import topics
 

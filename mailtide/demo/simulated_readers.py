@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from mailtide.replay.sources import Dated
+from mailtide.replay.sources.dated import Dated
 from models.learning.simulated_reader import met, portrait, respond, taste_of
 from models.phrasebook.book import Book
 from schemas.config import Settings

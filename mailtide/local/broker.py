@@ -18,7 +18,7 @@ import msgspec
 
 from mailtide.local import endpoints
 from mailtide.local.jars import java, kafka_jars
-from mailtide.local.restarting import Keeper
+from mailtide.local.restarting import RestartingServer
 from mailtide.process import logs
 from mailtide.process.children import spawn, stop
 from mailtide.process.shutdown import WHOLE, Halt
@@ -128,11 +128,13 @@ def _never() -> bool:
     return False
 
 
-def _keeper(process: subprocess.Popen[bytes], ready: Settings, halted: Callable[[], bool]) -> Keeper:
+def _keeper(process: subprocess.Popen[bytes], ready: Settings, halted: Callable[[], bool]) -> RestartingServer:
     """Whoever knows the broker's port goes on with it."""
     port = int(ready.kafka.bootstrap.rsplit(":", 1)[1])
     same = msgspec.structs.replace(ready, kafka=msgspec.structs.replace(ready.kafka, port=port))
-    keeper = Keeper("kafka", process, lambda: launch(same)[0], lambda again, done: answers(again, ready, done), _log(ready), halted)
+    keeper = RestartingServer(
+        "kafka", process, lambda: launch(same)[0], lambda again, done: answers(again, ready, done), _log(ready), halted
+    )
     keeper.start()
     return keeper
 

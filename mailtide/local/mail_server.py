@@ -22,7 +22,7 @@ MOST_BYTES = 10 << 20  # of one mail
 _UNSAFE = re.compile(r"[^A-Za-z0-9@._+=-]")
 
 
-class Keeper:
+class StoringHandler:
     """aiosmtpd's handler: a mail is answered with 250 once its file stands whole."""
 
     def __init__(self, folder: Path) -> None:
@@ -55,17 +55,17 @@ def keep(folder: Path, content: bytes) -> Path:
     raise FileExistsError(17, "ten thousand mails with one id", stem)
 
 
-class Outbox:
+class LocalMailServer:
     """A server in a thread of its own. ``port``: the one it listens on, on loopback."""
 
     def __init__(self, folder: Path, port: int, handler: Any = None) -> None:
         self.folder, self.port = folder, port
-        self._handler = handler or Keeper(folder)
+        self._handler = handler or StoringHandler(folder)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="outbox", daemon=True)
         self._server: asyncio.Server | None = None
 
-    def start(self) -> Outbox:
+    def start(self) -> LocalMailServer:
         """Listen; SettingsError where the port is taken."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._thread.start()
@@ -114,6 +114,6 @@ def found(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, smtp=msgspec.structs.replace(settings.smtp, url=url))
 
 
-def start(settings: Settings) -> Outbox:
+def start(settings: Settings) -> LocalMailServer:
     """The running server of these settings; stop it with ``.stop()``."""
-    return Outbox(Path(settings.home) / "outbox", settings.smtp.port).start()
+    return LocalMailServer(Path(settings.home) / "outbox", settings.smtp.port).start()

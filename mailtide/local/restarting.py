@@ -19,7 +19,7 @@ LAST_SECONDS = 2.0  # for the thread to end once there is nothing left to keep
 log = structlog.get_logger()
 
 
-class Keeper:
+class RestartingServer:
     """``launch`` starts the server anew; ``answers`` waits until it serves, is told when to give up, and ends what it gave up.
 
     ``halted``: all is about to end, so that what dies is left dead: a start may take longer than the end.

@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from mailtide.demo.simulated_readers import Readers
-from mailtide.replay.sources import open_source
+from mailtide.replay.sources.opening import open_source
 from schemas import topics
 from schemas.config import Settings
 from schemas.errors import KafkaUnavailable, TopicMismatch

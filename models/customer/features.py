@@ -16,9 +16,9 @@ from models.customer.state import (
     MOST_COUNT,
     WIDTH,
     Category,
+    CustomerState,
     Mix,
-    Standing,
-    State,
+    StandingState,
     Visits,
     numbers,
     pack,
@@ -54,7 +54,7 @@ def decay(value: float, days: float, half_life: float) -> float:
     return float(value * 2.0 ** (-max(days, 0.0) / half_life))
 
 
-def apply(state: State, event: Event, fallback_zone: str) -> None:
+def apply(state: CustomerState, event: Event, fallback_zone: str) -> None:
     """Update every feature by one event, in place."""
     kind = event.kind
     if kind not in NOT_A_VISIT:
@@ -76,7 +76,7 @@ def apply(state: State, event: Event, fallback_zone: str) -> None:
         state.mail.tickets = max(0, state.mail.tickets - 1)
 
 
-def _visit(state: State, at: float, fallback_zone: str) -> None:
+def _visit(state: CustomerState, at: float, fallback_zone: str) -> None:
     visits, place = state.visits, state.standing.timezone
     if not visits.count:
         visits.first = visits.last = at
@@ -114,7 +114,7 @@ def _weekday(visits: Visits, at: float, place: str, fallback_zone: str, factor: 
     visits.profile(weekdays, dayparts)
 
 
-def _fade(state: State, at: float) -> None:
+def _fade(state: CustomerState, at: float) -> None:
     """Bring what is decayed in ``orders`` to ``at``."""
     orders = state.orders
     days = (at - orders.last) / DAY if orders.last else 0.0
@@ -129,7 +129,7 @@ def _fade(state: State, at: float) -> None:
     orders.last = max(orders.last, at)
 
 
-def _order(state: State, event: Event) -> None:
+def _order(state: CustomerState, event: Event) -> None:
     said, orders = event.properties, state.orders
     _fade(state, event.at)
     weight = decay(1.0, (orders.last - event.at) / DAY, LONG)  # 1, unless the order comes late
@@ -156,7 +156,7 @@ def _sum(products: list[Item]) -> float:
     return sum((item.price or 0.0) * (1.0 if item.quantity is None else item.quantity) for item in products)
 
 
-def _goods(state: State, products: list[Item], at: float) -> None:
+def _goods(state: CustomerState, products: list[Item], at: float) -> None:
     mix, kinds, now = state.mix, state.categories, int(at)
     _age(mix, now)
     scale = 2.0 ** ((now - mix.last) / LONG_SECONDS)  # 1, unless the event is late
@@ -225,7 +225,7 @@ def bought_with(sieve: bytes, name: str) -> bytes:
     return bytes(bits)
 
 
-def ever_bought(state: State, name: str) -> bool:
+def ever_bought(state: CustomerState, name: str) -> bool:
     """Whether the customer bought this kind, one forgotten since among them; of a kind never bought, seldom a wrong yes."""
     if name in state.categories:
         return True
@@ -233,7 +233,7 @@ def ever_bought(state: State, name: str) -> bool:
     return bool(state.bought) and bool(state.bought[place >> 3] >> (place & 7) & 1)
 
 
-def standing(state: State, event: Event) -> bool:
+def standing(state: CustomerState, event: Event) -> bool:
     """Update consent, address and objections; whether anything that the gate must know changed.
 
     What was said last counts, by the events' own times: one that lay in a foreign partition may come late.
@@ -259,7 +259,7 @@ def _newer(at: float, said: float, objection: bool) -> bool:
     return at >= (said - MAX_AHEAD if objection else said)
 
 
-def _consent(own: Standing, consent: bool, at: float) -> None:
+def _consent(own: StandingState, consent: bool, at: float) -> None:
     if _newer(at, own.consent_at, objection=not consent):
         own.consent, own.consent_at = consent, max(at, own.consent_at)
 
@@ -271,7 +271,7 @@ def marketing(consent: object) -> bool | None:
     return None if consent else False
 
 
-def _identify(own: Standing, traits: dict[str, object], at: float) -> None:
+def _identify(own: StandingState, traits: dict[str, object], at: float) -> None:
     email = traits.get("email")
     if "email" in traits and at >= own.mailbox_at:
         if isinstance(email, str):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from models.customer.features import DAY, LONG, PRIOR_GAP, decay
 from models.customer.local_time import EPOCH_WEEKDAY, local_day
-from models.customer.state import Category, State
+from models.customer.state import Category, CustomerState
 from models.learning.replenishment import variation
 
 _CENT = 0.01
@@ -22,7 +22,7 @@ class Known(Mapping[str, float]):
 
     __slots__ = ("category", "now", "since", "state")
 
-    def __init__(self, state: State, now: float, since: float, category: str) -> None:
+    def __init__(self, state: CustomerState, now: float, since: float, category: str) -> None:
         self.state, self.now, self.since, self.category = state, now, since, category
 
     def __getitem__(self, name: str) -> float:
@@ -35,7 +35,7 @@ class Known(Mapping[str, float]):
         return len(_KNOWN)
 
 
-def named(state: State, now: float, since: float = math.inf, category: str = "") -> Known:
+def named(state: CustomerState, now: float, since: float = math.inf, category: str = "") -> Known:
     """What is known of a customer at ``now`` by name; names that end in ``since`` look from there on."""
     return Known(state, now, since, category)
 
@@ -113,23 +113,23 @@ def _some(value: float) -> float:
     return min(_MOST, max(0.0, value))
 
 
-def coupon_share(state: State) -> float:
+def coupon_share(state: CustomerState) -> float:
     """Of the decayed orders, those with a coupon."""
     return min(1.0, _some(state.orders.coupons / state.orders.decayed)) if state.orders.decayed else 0.0
 
 
-def own_brand_share(state: State) -> float:
+def own_brand_share(state: CustomerState) -> float:
     """Of the decayed order lines, those of the shop's own brand."""
     return min(1.0, _some(state.orders.own_brand / state.orders.lines)) if state.orders.lines else 0.0
 
 
-def entropy(state: State) -> float:
+def entropy(state: CustomerState) -> float:
     """Shannon entropy (nats) of the decayed category mix. All kinds decay alike, so it does not depend on when it is asked."""
     total, logs = state.mix.total, state.mix.logs
     return _some(math.log(total) - logs / total) if total > 0 else 0.0
 
 
-def cluster_vector(state: State) -> tuple[float, ...]:
+def cluster_vector(state: CustomerState) -> tuple[float, ...]:
     """The five raw features of a cluster: log mean gap, log basket value, category entropy, log coupon share, own-brand share."""
     visits, orders = state.visits, state.orders
     gaps = max(0, visits.count - 1)
@@ -138,7 +138,7 @@ def cluster_vector(state: State) -> tuple[float, ...]:
     return (math.log(gap), math.log1p(value), entropy(state), math.log1p(100 * coupon_share(state)), own_brand_share(state))
 
 
-def visit_vector(state: State, now: float, fallback_zone: str) -> list[float]:
+def visit_vector(state: CustomerState, now: float, fallback_zone: str) -> list[float]:
     """Inputs of the visit model at ``now`` (RELEVANCE's "LR all"): 24 numbers, those of a customer seen at least once."""
     visits, orders = state.visits, state.orders
     silence, age = _some((now - visits.last) / DAY), _some((now - visits.first) / DAY)

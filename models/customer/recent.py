@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import struct
 
-from models.customer.state import RECENT, RECENT_MOST, RECENT_SECONDS, State
+from models.customer.state import RECENT, RECENT_MOST, RECENT_SECONDS, CustomerState
 
 WIDTH = 8  # bytes of a digest
 _TIME = struct.Struct("<I")
 
 
-def repeated(state: State, message_id: str, at: float) -> bool:
+def repeated(state: CustomerState, message_id: str, at: float) -> bool:
     """Whether this id was seen among the last 64, or within the last day of the customer's events; remembers it."""
     digest = hashlib.blake2b(message_id.encode("utf-8", "replace"), digest_size=WIDTH).digest()
     place = state.ids.find(digest)
@@ -26,7 +26,7 @@ def repeated(state: State, message_id: str, at: float) -> bool:
     return False
 
 
-def _forget(state: State) -> None:
+def _forget(state: CustomerState) -> None:
     """Let the oldest go that is neither among the last nor of the last day."""
     count = len(state.ids) // WIDTH
     spare, gone = count - RECENT, 0

@@ -69,7 +69,7 @@ def product_of(found: bytes) -> tuple[str, str, float | None] | None:
     return _product(found[WIDTH:]) if len(found) > WIDTH else None
 
 
-class Unpacked:
+class UnpackedState:
     """A field of the state that is decoded when it is asked for, into the instance's own ``__dict__``."""
 
     def __init__(self, kind: Any, empty: Callable[[], Any]) -> None:
@@ -108,7 +108,7 @@ class Timer(msgspec.Struct, array_like=True, gc=False):
         return _facts(self.packed)
 
 
-class Open(msgspec.Struct, array_like=True, gc=False):
+class OpenIntent(msgspec.Struct, array_like=True, gc=False):
     """An intent that fired: its condition is watched until ``expires``, orders are attributed until ``until``."""
 
     intent_id: str
@@ -139,7 +139,7 @@ class Pending(msgspec.Struct, array_like=True, gc=False):
         return struct.unpack(f"<{len(self.packed) // 2}e", self.packed)
 
 
-class Standing(msgspec.Struct, array_like=True, gc=False):
+class StandingState(msgspec.Struct, array_like=True, gc=False):
     """Consent and objections, each with the time at which it was last said: a producer's older word, come late, undoes no newer one.
 
     ``mailbox`` is a keyless digest that only tells one address from another.
@@ -208,7 +208,7 @@ class Orders(msgspec.Struct, array_like=True, gc=False):
     applied: bool = False  # a coupon lies in the basket of the order to come
 
 
-class Mail(msgspec.Struct, array_like=True, gc=False):
+class SentMail(msgspec.Struct, array_like=True, gc=False):
     """Engagement with email, and open support tickets."""
 
     opened: int = 0
@@ -217,17 +217,17 @@ class Mail(msgspec.Struct, array_like=True, gc=False):
     tickets: int = 0
 
 
-class State(msgspec.Struct, array_like=True, dict=True):
+class CustomerState(msgspec.Struct, array_like=True, dict=True):
     """All of it. Times are seconds since the epoch. What is ``packed`` is read and written under its name without that word."""
 
     version: int = VERSION
     offset: int = -1
     due: float = NEVER  # of the earliest timer or look, as of the last ``dump``
     counts: dict[str, int] = {}
-    standing: Standing = msgspec.field(default_factory=Standing)
+    standing: StandingState = msgspec.field(default_factory=StandingState)
     visits: Visits = msgspec.field(default_factory=Visits)
     orders: Orders = msgspec.field(default_factory=Orders)
-    mail: Mail = msgspec.field(default_factory=Mail)
+    mail: SentMail = msgspec.field(default_factory=SentMail)
     mix: Mix = msgspec.field(default_factory=Mix)
     cluster: str = ""
     chances: tuple[float, ...] = ()  # of a visit within 7, 14 and 30 days, at the last look
@@ -242,10 +242,10 @@ class State(msgspec.Struct, array_like=True, dict=True):
     bought: bytes = b""  # a bit for each kind ever bought, also of those forgotten: see ``ever_bought``
     ids: bytes = b""  # digests of message ids, 8 bytes each, oldest first
     ids_at: bytes = b""  # their times, 4 bytes each
-    timers: ClassVar[Any] = Unpacked(list[Timer], list)  # what waits
-    opens: ClassVar[Any] = Unpacked(list[Open], list)  # intents that fired lately
-    pending: ClassVar[Any] = Unpacked(list[Pending], list)  # decisions of the visit model whose outcome is not known
-    categories: ClassVar[Any] = Unpacked(dict[str, bytes], dict)  # rows of goods by name, in the order in which they were first bought
+    timers: ClassVar[Any] = UnpackedState(list[Timer], list)  # what waits
+    opens: ClassVar[Any] = UnpackedState(list[OpenIntent], list)  # intents that fired lately
+    pending: ClassVar[Any] = UnpackedState(list[Pending], list)  # decisions of the visit model whose outcome is not known
+    categories: ClassVar[Any] = UnpackedState(dict[str, bytes], dict)  # rows of goods by name, in the order in which they were first bought
 
     @property
     def waiting(self) -> bool:
@@ -281,7 +281,7 @@ class Sizes(NamedTuple):
     features: int
 
 
-_decode = msgspec.msgpack.Decoder(State).decode
+_decode = msgspec.msgpack.Decoder(CustomerState).decode
 _encode = msgspec.msgpack.Encoder().encode
 _head = msgspec.msgpack.Decoder(_Head).decode
 _product = msgspec.msgpack.Decoder(tuple[str, str, float | None]).decode
@@ -289,12 +289,12 @@ _facts = msgspec.msgpack.Decoder(Facts).decode
 pack = _encode  # of a timer's facts
 
 
-def load(data: bytes) -> State:
+def load(data: bytes) -> CustomerState:
     """State from its bytes. ForeignState where they are no state of this version, ``msgspec.DecodeError`` where they are torn."""
     return _decode(_checked(data))
 
 
-def dump(state: State) -> bytes:
+def dump(state: CustomerState) -> bytes:
     """The bytes of a state: the same state has the same bytes."""
     state.due = state.next_timer()
     for name, value in state.__dict__.items():
@@ -326,4 +326,4 @@ def _checked(data: bytes) -> bytes:
     return data
 
 
-_BEGIN = dump(State())[:4]  # the array's length and the version
+_BEGIN = dump(CustomerState())[:4]  # the array's length and the version

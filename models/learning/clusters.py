@@ -47,7 +47,7 @@ Matrix = NDArray[np.float64]
 Labels = NDArray[np.intp]
 
 
-class Learned(msgspec.Struct):
+class ClustersLearned(msgspec.Struct):
     """All that ``ClusterLearner`` knows, as plain numbers; ``sample`` maps a customer to the newest raw vector."""
 
     seed: int
@@ -74,7 +74,7 @@ class ClusterLearner:
 
     def __init__(self, k: int = K, seed: int = 0, features: Sequence[str] = FEATURES) -> None:
         self.features = tuple(features)
-        self.state = Learned(seed=seed, k=k)
+        self.state = ClustersLearned(seed=seed, k=k)
         self._names: list[str] = []  # of the sample, by place
         self._river = KMeans(n_clusters=k, seed=seed)
 
@@ -138,7 +138,7 @@ class ClusterLearner:
     @classmethod
     def from_bytes(cls, data: bytes, features: Sequence[str] = FEATURES) -> ClusterLearner:
         """What ``to_bytes`` wrote; raises ``msgspec.ValidationError`` where it is something else."""
-        state = msgspec.msgpack.decode(data, type=Learned)
+        state = msgspec.msgpack.decode(data, type=ClustersLearned)
         made = cls(state.k, state.seed, features)
         made.state = state
         made._names = list(state.sample)

@@ -27,7 +27,7 @@ PRODUCTS = 64  # remembered for each item
 POPULARITY = 0.01  # of the score: it breaks ties, and fills up where there are no neighbours
 
 
-class Item(msgspec.Struct, array_like=True):
+class ItemCounts(msgspec.Struct, array_like=True):
     """Counts of one item (a category): its customers, their buying days, the sum of their first-seen times (s)."""
 
     customers: int = 0
@@ -37,19 +37,19 @@ class Item(msgspec.Struct, array_like=True):
     products: dict[str, tuple[float, float, str]] = {}  # product id -> (decayed count, as of (s), the product as last bought)
 
 
-class Learned(msgspec.Struct):
+class ItemsLearned(msgspec.Struct):
     """All that ``ItemsLearner`` knows."""
 
     baskets: int = 0
     latest: float = 0.0
-    items: dict[str, Item] = {}
+    items: dict[str, ItemCounts] = {}
 
 
 class ItemsLearner:
     """Learns baskets in the order of arrival; each customer's first purchase of an item counts once."""
 
     def __init__(self) -> None:
-        self.state = Learned()
+        self.state = ItemsLearned()
 
     def learn(
         self,
@@ -146,13 +146,13 @@ class ItemsLearner:
     def from_bytes(cls, data: bytes) -> ItemsLearner:
         """What ``to_bytes`` wrote; raises ``msgspec.DecodeError`` where it is something else."""
         made = cls()
-        made.state = msgspec.msgpack.decode(data, type=Learned)
+        made.state = msgspec.msgpack.decode(data, type=ItemsLearned)
         return made
 
-    def _item(self, name: str) -> Item:
+    def _item(self, name: str) -> ItemCounts:
         found = self.state.items.get(name)
         if found is None:
-            found = self.state.items[name] = Item()
+            found = self.state.items[name] = ItemCounts()
         return found
 
     def _pair(self, one: str, other: str) -> None:

@@ -22,7 +22,7 @@ RATE = 0.05
 FEWEST = 200  # rows a horizon must have learned before its weights are published
 
 
-class Learned(msgspec.Struct):
+class RhythmLearned(msgspec.Struct):
     """One horizon as plain numbers."""
 
     seen: int
@@ -57,9 +57,9 @@ class _Horizon:
             intercept -= weight * self.scaler.means[place]
         return tuple(weights), float(intercept)
 
-    def dump(self) -> Learned:
+    def dump(self) -> RhythmLearned:
         places, weights, squares = range(self.width), self.model._weights, self.model.optimizer.g2  # noqa: SLF001
-        return Learned(
+        return RhythmLearned(
             self.seen,
             [float(self.scaler.means[p]) for p in places],
             [float(self.scaler.vars[p]) for p in places],
@@ -69,7 +69,7 @@ class _Horizon:
         )
 
     @classmethod
-    def load(cls, found: Learned) -> _Horizon:
+    def load(cls, found: RhythmLearned) -> _Horizon:
         made = cls(len(found.means))
         made.seen = found.seen
         if not found.seen:
@@ -131,7 +131,7 @@ class RhythmLearner:
     def from_bytes(cls, data: bytes) -> RhythmLearner:
         """What ``to_bytes`` wrote; raises ``msgspec.DecodeError`` where it is something else."""
         made = cls()
-        made._horizons = [_Horizon.load(found) for found in msgspec.msgpack.decode(data, type=list[Learned])]
+        made._horizons = [_Horizon.load(found) for found in msgspec.msgpack.decode(data, type=list[RhythmLearned])]
         return made
 
 

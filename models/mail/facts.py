@@ -8,7 +8,7 @@ from datetime import datetime
 from models.customer.features import LONGEST_KIND
 from models.customer.known import named
 from models.customer.local_time import zone
-from models.customer.state import State
+from models.customer.state import CustomerState
 from models.mail.money import amount
 from models.phrasebook.goods import goods
 from schemas.config import ShopSettings, Trigger
@@ -20,7 +20,7 @@ SHORTEST_ID, LONGEST_VALUE = 1, 80  # characters of a fact that may stand in a m
 LONGEST_CURRENCY = 16  # characters kept of what should have three
 
 
-def of_event(state: State, event: Event, trigger: Trigger, shop: ShopSettings) -> Facts:
+def of_event(state: CustomerState, event: Event, trigger: Trigger, shop: ShopSettings) -> Facts:
     """Facts of a trigger that an event starts."""
     said = event.properties
     items: Sequence[Item] = said.products
@@ -70,7 +70,9 @@ def _put(values: dict[str, str], name: str, value: str) -> None:
         values[name] = value
 
 
-def complete(state: State, now: float, trigger: Trigger, products: tuple[Product, ...], values: dict[str, str] | None = None) -> Facts:
+def complete(
+    state: CustomerState, now: float, trigger: Trigger, products: tuple[Product, ...], values: dict[str, str] | None = None
+) -> Facts:
     """Add the configured offer and the situation's tags."""
     values = dict(values or {})
     if trigger.code:
@@ -93,7 +95,7 @@ def slots_of(facts: Facts) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def situation(state: State, known: Mapping[str, float]) -> tuple[str, ...]:
+def situation(state: CustomerState, known: Mapping[str, float]) -> tuple[str, ...]:
     """Tags that clauses may ask for; of each exclusive pair at most one."""
     tags = []
     if known["orders"] == 1:

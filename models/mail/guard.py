@@ -36,7 +36,7 @@ _SENTENCE_START = re.compile(r"(?:^|[.!?:…]\s+|\n\s*)[\"“‘'(]*\w", re.M)
 _STRANGE = re.compile(r"[^\n\x20-\x7eÀ-ÿ’‘“”–—…]")  # emoji, other scripts, controls
 
 
-class Draft(msgspec.Struct, frozen=True):
+class ParsedDraft(msgspec.Struct, frozen=True):
     """A draft taken apart. ``paragraphs``: what stands between greeting and call to action."""
 
     subject: str
@@ -84,7 +84,7 @@ def passes(verdicts: Mapping[str, str]) -> bool:
     return bool(verdicts) and all(verdict == "ok" for verdict in verdicts.values())
 
 
-def _parse(text: str) -> tuple[Draft | None, str]:
+def _parse(text: str) -> tuple[ParsedDraft | None, str]:
     """The draft's parts and the form's verdict: header lines, empty line, blocks, a last line that ends ``: {cta_link}``."""
     blocks = [b.strip() for b in re.split(r"\n\s*\n", text.strip())]
     head = blocks[0].split("\n")
@@ -102,11 +102,11 @@ def _parse(text: str) -> tuple[Draft | None, str]:
         return None, "the last line is not a label, a colon and {cta_link}"
     greeted = len(_shown(blocks[1]).split()) <= GREETING_WORDS and len(blocks) > 3
     paragraphs = tuple(blocks[2 if greeted else 1 : -1])
-    draft = Draft(head[0][9:].strip(), preheader, blocks[1] if greeted else "", paragraphs, cta)
+    draft = ParsedDraft(head[0][9:].strip(), preheader, blocks[1] if greeted else "", paragraphs, cta)
     return draft, "ok" if len(paragraphs) <= 4 else "too many paragraphs"
 
 
-def _roles(draft: Draft) -> str:
+def _roles(draft: ParsedDraft) -> str:
     """Each slot where its role allows it, none more than twice, the link once."""
     places = (
         ("subject", draft.subject, {"subject"}),
@@ -123,7 +123,7 @@ def _roles(draft: Draft) -> str:
     return next((f"{{{name}}} {n} times" for name, n in counts.items() if n > SLOT_REPEATS), "ok")
 
 
-def _lengths(draft: Draft) -> str:
+def _lengths(draft: ParsedDraft) -> str:
     """Measured with typical values in the slots."""
     subject, preheader, words = len(_shown(draft.subject)), len(_shown(draft.preheader)), len(_shown(draft.body).split())
     if subject > SUBJECT_MAX:

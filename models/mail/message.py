@@ -52,7 +52,7 @@ SERVICE = "You get this because of your order or your message to us. No more of 
 MARKETING = "You get this because you agreed to hear from us."
 
 
-class Words(msgspec.Struct, frozen=True):
+class MailParts(msgspec.Struct, frozen=True):
     """A draft taken apart, slots still in it. ``paragraphs``: greeting and text; ``label``: the button's words."""
 
     subject: str
@@ -71,7 +71,7 @@ class Mail(msgspec.Struct, frozen=True):
 
 
 @lru_cache(maxsize=4096)
-def parts(text: str) -> Words:
+def parts(text: str) -> MailParts:
     """Take a draft apart: ``Subject: …``, ``Preheader: …``, an empty line, paragraphs, and the call to action last.
 
     Raises PhrasebookError for a text of another shape.
@@ -83,7 +83,7 @@ def parts(text: str) -> Words:
     if not subject or not paragraphs or not paragraphs[-1].endswith("{cta_link}"):
         raise PhrasebookError(f"draft {text[:30]!r}… is no mail: it needs 'Subject: …', an empty line, text, and a call to action last")
     label = paragraphs[-1].removesuffix("{cta_link}").rstrip().rstrip(":").rstrip()
-    return Words(subject, headers.get("Preheader", "").strip(), tuple(paragraphs[:-1]), label or "{shop_name}")
+    return MailParts(subject, headers.get("Preheader", "").strip(), tuple(paragraphs[:-1]), label or "{shop_name}")
 
 
 def facts(intent: Intent, first_name: str, shop: ShopSettings) -> dict[str, str]:

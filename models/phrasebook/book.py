@@ -12,6 +12,7 @@ import msgspec
 from models.mail.slots import ALWAYS, MOVES, PARAGRAPH, slots_in
 from models.phrasebook.choice import EXCLUSIVE as EXCLUSIVE
 from models.phrasebook.choice import themes, thoughts
+from models.phrasebook.clause import Clause as Clause
 from schemas.errors import PhrasebookError
 
 TONES: tuple[str, ...] = ("warm", "crisp", "playful")
@@ -24,34 +25,6 @@ SITUATIONS: tuple[str, ...] = tuple(
 )
 OFFER_SLOTS: frozenset[str] = frozenset({"offer", "coupon_code"})
 HOME = Path(__file__).parent / "en"
-
-
-class Clause(msgspec.Struct, frozen=True):
-    """One approved wording of a move. An empty ``tones``, ``goods`` or ``situation`` means any.
-
-    ``unless``: facts beside which the wording would be too vague ("something you buy often" where the product is known).
-    """
-
-    id: str
-    move: str
-    text: str
-    tones: tuple[str, ...] = ()
-    goods: tuple[str, ...] = ()
-    situation: tuple[str, ...] = ()
-    unless: tuple[str, ...] = ()
-    trigger: str = ""
-    slots: frozenset[str] = frozenset()
-    thoughts: frozenset[str] = frozenset()  # see ``models.phrasebook.choice``
-
-    def fits(self, tone: str, slots: Collection[str], goods: str, situation: Collection[str]) -> bool:
-        """Whether the clause may be said there; an empty tone means any tone."""
-        return (
-            (not tone or not self.tones or tone in self.tones)
-            and (not self.goods or goods in self.goods)
-            and self.slots <= set(slots)
-            and not set(self.unless) & set(slots)
-            and set(self.situation) <= set(situation)
-        )
 
 
 class Chapter(msgspec.Struct, frozen=True):

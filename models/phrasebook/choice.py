@@ -14,13 +14,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from models.mail.slots import ALWAYS, slots_in
+from models.phrasebook.clause import Clause
 from models.phrasebook.goods import GROUP_OF
-
-if TYPE_CHECKING:
-    from models.phrasebook.book import Clause
 
 SLOT_REPEATS = 2  # of one slot in a mail; a third "Dark Roast Coffee" reads like a machine
 THEME = 9  # clauses of a chapter that share a word: it is what the chapter is about

@@ -22,7 +22,7 @@ from models.customer.features import DAY, LONGEST_KIND, LONGEST_NAME
 from models.customer.known import cluster_vector, named, visit_vector
 from models.customer.local_time import Quiet, zone
 from models.customer.recent import repeated
-from models.customer.state import NEVER, PENDING, Open, Pending, State, Timer, applied_offset, dump, load, next_timer
+from models.customer.state import NEVER, PENDING, CustomerState, OpenIntent, Pending, Timer, applied_offset, dump, load, next_timer
 from models.learning import clusters, rhythm
 from models.learning.tone import draw_tone
 from models.mail.facts import complete, currency_of, number_of
@@ -108,13 +108,13 @@ class Pass:
 
     def run(self, states: dict[str, bytes], events: Sequence[Event], now: float, wall: float, partition: int) -> Result:
         """Apply events, in offset order; ``states`` has each customer's record as it is now, where there is one."""
-        result, touched = Result(), dict[str, State]()
+        result, touched = Result(), dict[str, CustomerState]()
         replayed = again = 0
         for event in events:
             state = touched.get(event.customer)
             if state is None:
                 held = states.get(event.customer)
-                state = touched[event.customer] = load(held) if held is not None else State()
+                state = touched[event.customer] = load(held) if held is not None else CustomerState()
             if event.offset <= state.offset:
                 replayed += 1
                 continue
@@ -131,19 +131,19 @@ class Pass:
 
     def fire(self, states: dict[str, bytes], now: float, wall: float, partition: int) -> Result:
         """Let go what is due at ``now`` for these customers."""
-        result, touched = Result(), dict[str, State]()
+        result, touched = Result(), dict[str, CustomerState]()
         for customer, held in states.items():
             state = touched[customer] = load(held)
             self._due(customer, state, now, wall, partition, result)
         return self._closed(touched, result)
 
-    def _closed(self, touched: dict[str, State], result: Result) -> Result:
+    def _closed(self, touched: dict[str, CustomerState], result: Result) -> Result:
         for customer, state in touched.items():
             result.states[customer] = dump(state)
             result.timers[customer] = state.due
         return result
 
-    def _apply(self, state: State, event: Event, result: Result) -> None:
+    def _apply(self, state: CustomerState, event: Event, result: Result) -> None:
         kind = event.kind
         state.counts[kind] = state.counts.get(kind, 0) + 1
         basket = _basket(state, event, self.shop) if kind == "Order Completed" else None
@@ -169,25 +169,25 @@ class Pass:
         if kind not in features.NOT_A_VISIT:
             self._next_look(state, event.at)
 
-    def _place(self, customer: str, state: State, at: float, result: Result) -> None:
+    def _place(self, customer: str, state: CustomerState, at: float, result: Result) -> None:
         """Tell the learner this customer's vector, and take the cluster that the newest snapshot gives it."""
         vector = cluster_vector(state)
         result.learning.append(encode(Vector(customer, tuple([round(value, 6) for value in vector]), iso(at))))
         if self.clusters is not None:
             state.cluster = clusters.assign(self.clusters, vector, state.cluster or None)
 
-    def _next_look(self, state: State, at: float) -> None:
+    def _next_look(self, state: CustomerState, at: float) -> None:
         silence = (at - state.visits.last) / DAY
         if silence > LAST_LOOK:
             state.look = NEVER
             return
         state.look = self._awake(state, at + (LOOK_EVERY if silence < LATELY else LOOK_LATER) * DAY)
 
-    def _awake(self, state: State, at: float) -> float:
+    def _awake(self, state: CustomerState, at: float) -> float:
         """``at``, or the end of the customer's quiet hours that hold it."""
         return self.quiet.awake(at, state.standing.timezone)
 
-    def _due(self, customer: str, state: State, now: float, wall: float, partition: int, result: Result) -> None:
+    def _due(self, customer: str, state: CustomerState, now: float, wall: float, partition: int, result: Result) -> None:
         # A jump of the clock may make several things due: each in its own time, oldest first.
         while (at := state.next_timer()) <= now:
             if state.look <= at:
@@ -203,7 +203,7 @@ class Pass:
             self._fire(customer, state, timer, wall, partition, result)
         self._watch(customer, state, now, "", result)
 
-    def _look(self, customer: str, state: State, at: float, result: Result) -> None:
+    def _look(self, customer: str, state: CustomerState, at: float, result: Result) -> None:
         self._mature(customer, state, at, result)
         values = visit_vector(state, at, self.shop.timezone)
         if self.rhythm is not None and len(self.rhythm.weights[0]) == len(values):  # weights of another version's features say nothing
@@ -215,7 +215,7 @@ class Pass:
             state.timers.append(timer_of(state, found, at))
         self._next_look(state, at)
 
-    def _mature(self, customer: str, state: State, at: float, result: Result) -> None:
+    def _mature(self, customer: str, state: CustomerState, at: float, result: Result) -> None:
         """Decisions whose 30 days have passed become rows of the visit model."""
         kept = []
         for pending in state.pending:
@@ -228,7 +228,7 @@ class Pass:
                 result.learning.append(encode(Visit(customer, tuple([round(value, 4) for value in pending.values]), labels, iso(at))))
         state.pending[:] = kept
 
-    def _fire(self, customer: str, state: State, timer: Timer, wall: float, partition: int, result: Result) -> None:
+    def _fire(self, customer: str, state: CustomerState, timer: Timer, wall: float, partition: int, result: Result) -> None:
         rule = self.rules.by_name.get(timer.trigger)
         name = intent_id(customer, timer.trigger, timer.occurrence)
         if rule is None:
@@ -265,10 +265,10 @@ class Pass:
                 foreseen=foreseen(_standing(customer, state), customer, trigger.marketing, self.sending.holdout),
             )
         )
-        state.opens.append(Open(name, trigger.name, timer.since, expires, timer.at + self.attribution, timer.at, category))
+        state.opens.append(OpenIntent(name, trigger.name, timer.since, expires, timer.at + self.attribution, timer.at, category))
         del state.opens[:-MOST_OPEN]
 
-    def _birthday(self, state: State, timer: Timer, trigger: Trigger) -> Facts:
+    def _birthday(self, state: CustomerState, timer: Timer, trigger: Trigger) -> Facts:
         """What is known today, not a year ago; the next birthday waits from now on."""
         today = datetime.fromtimestamp(timer.at, zone(state.standing.timezone, self.shop.timezone))
         following = birthday(timer.at + DAY, today.month, today.day, state, trigger, self.shop, state.offset)
@@ -276,7 +276,7 @@ class Pass:
             state.timers.append(following)
         return complete(state, timer.at, trigger, ())
 
-    def _watch(self, customer: str, state: State, at: float, kind: str, result: Result) -> None:
+    def _watch(self, customer: str, state: CustomerState, at: float, kind: str, result: Result) -> None:
         """Conditions of the intents that fired, looked at again; those past their attribution are forgotten."""
         if not state.opens:
             return
@@ -294,7 +294,7 @@ class Pass:
         if len(kept) < len(state.opens):
             state.opens[:] = kept
 
-    def _follow(self, state: State, event: Event, result: Result) -> None:
+    def _follow(self, state: CustomerState, event: Event, result: Result) -> None:
         """What followed a mail, for the trainer: engagement that names its intent, and orders soon after one."""
         kind = FOLLOWS.get(event.kind)
         if kind is not None:
@@ -309,7 +309,7 @@ class Pass:
                     result.feedback.append(Feedback(one.intent_id, event.customer, "ordered", iso(event.at), value))
 
 
-def _basket(state: State, event: Event, shop: ShopSettings) -> Basket | None:
+def _basket(state: CustomerState, event: Event, shop: ShopSettings) -> Basket | None:
     """What the learner of goods is told of an order; None where it names no category."""
     products: dict[str, list[str]] = {}
     room = LONGEST_BASKET
@@ -338,12 +338,12 @@ def _told(product_id: str, name: str, category: str, price: float | None, curren
     return encode(Product(product_id, name, category, price, currency)).decode()
 
 
-def _objects(state: State) -> bool:
+def _objects(state: CustomerState) -> bool:
     """Whether the customer said no to our mail: that one is learned from no more."""
     return state.standing.unsubscribed or state.standing.complained
 
 
-def _standing(customer: str, state: State) -> Standing:
+def _standing(customer: str, state: CustomerState) -> Standing:
     own = state.standing
     return Standing(
         customer, own.consent and not own.unsubscribed, own.address, own.unsubscribed, own.bounced, own.complained, own.timezone

@@ -16,7 +16,7 @@ import msgspec
 from models.customer.features import DAY, ever_bought
 from models.customer.known import NAMES, Known, named
 from models.customer.local_time import zone
-from models.customer.state import GRID, WIDTH, Category, State, Timer, pack, product_of
+from models.customer.state import GRID, WIDTH, Category, CustomerState, Timer, pack, product_of
 from models.learning.items import recommend
 from models.learning.replenishment import EARLIEST, LATEST, decayed, exposure, hazard, in_window, variation
 from models.mail.facts import complete, of_event, slots_of
@@ -119,13 +119,13 @@ def _nearest(name: str) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def may_enter(state: State, trigger: Trigger, now: float) -> bool:
+def may_enter(state: CustomerState, trigger: Trigger, now: float) -> bool:
     """Whether the same customer may enter this trigger again."""
     before = state.entered.get(trigger.name)
     return before is None or now - before >= trigger.re_entry
 
 
-def started(state: State, event: Event, rules: Rules, shop: ShopSettings) -> None:
+def started(state: CustomerState, event: Event, rules: Rules, shop: ShopSettings) -> None:
     """Start the waits that this event begins, ``MOST_WAITS`` at most, and end those that it cancels, in place."""
     ended = rules.ended_by[event.kind]
     if ended and state.waiting:
@@ -155,7 +155,7 @@ def ends(at: float, since: float) -> bool:
     return at >= since - MAX_AHEAD
 
 
-def _begun(state: State, event: Event, rule: Rule, shop: ShopSettings) -> Timer | None:
+def _begun(state: CustomerState, event: Event, rule: Rule, shop: ShopSettings) -> Timer | None:
     """A wait that this event begins; None where it doesn't name what the mail is about."""
     trigger = rule.trigger
     facts = of_event(state, event, trigger, shop)
@@ -165,7 +165,7 @@ def _begun(state: State, event: Event, rule: Rule, shop: ShopSettings) -> Timer 
     return _timer(event.at, trigger, _occurrence(event, again), facts, event.offset)
 
 
-def _birthday(state: State, event: Event, trigger: Trigger, shop: ShopSettings) -> Timer | None:
+def _birthday(state: CustomerState, event: Event, trigger: Trigger, shop: ShopSettings) -> Timer | None:
     """A wait until the customer's next birthday; None where the event names none. The year of birth is not kept."""
     found = _MONTH_DAY.fullmatch(str((event.traits or {}).get("birthday", "")))
     if found is None:
@@ -173,7 +173,7 @@ def _birthday(state: State, event: Event, trigger: Trigger, shop: ShopSettings) 
     return birthday(event.at, int(found[1]), int(found[2]), state, trigger, shop, event.offset)
 
 
-def birthday(after: float, month: int, day: int, state: State, trigger: Trigger, shop: ShopSettings, offset: int) -> Timer | None:
+def birthday(after: float, month: int, day: int, state: CustomerState, trigger: Trigger, shop: ShopSettings, offset: int) -> Timer | None:
     """A wait that ends at nine in the morning of the next such day, in the customer's zone; None where there is no such day."""
     place = zone(state.standing.timezone, shop.timezone)
     year = datetime.fromtimestamp(after, place).year
@@ -211,7 +211,7 @@ class Happened(Known):
 
     __slots__ = ("event",)
 
-    def __init__(self, state: State, event: Event) -> None:
+    def __init__(self, state: CustomerState, event: Event) -> None:
         super().__init__(state, event.at, event.at, "")
         self.event = event
 
@@ -245,7 +245,7 @@ class Found:
     category: str = ""
 
 
-def looked(state: State, rules: Rules, items: ItemsSnapshot | None, at: float, shop: ShopSettings) -> Found | None:
+def looked(state: CustomerState, rules: Rules, items: ItemsSnapshot | None, at: float, shop: ShopSettings) -> Found | None:
     """What a look at ``at`` finds worth writing about: at most one thing, the most urgent first."""
     for rule in rules.looks:
         if not may_enter(state, rule.trigger, at):
@@ -256,7 +256,7 @@ def looked(state: State, rules: Rules, items: ItemsSnapshot | None, at: float, s
     return None
 
 
-def _candidates(state: State, rule: Rule, items: ItemsSnapshot | None, at: float, shop: ShopSettings) -> Iterator[Found]:
+def _candidates(state: CustomerState, rule: Rule, items: ItemsSnapshot | None, at: float, shop: ShopSettings) -> Iterator[Found]:
     trigger, day = rule.trigger, str(int(at // DAY))
     silence = (at - state.visits.last) / DAY
     if trigger.kind == "replenishment":
@@ -280,7 +280,7 @@ def _candidates(state: State, rule: Rule, items: ItemsSnapshot | None, at: float
         yield Found(rule, day, ())
 
 
-def _due_goods(state: State, rule: Rule, items: ItemsSnapshot | None, at: float, shop: ShopSettings, day: str) -> Iterator[Found]:
+def _due_goods(state: CustomerState, rule: Rule, items: ItemsSnapshot | None, at: float, shop: ShopSettings, day: str) -> Iterator[Found]:
     prior = items.prior_gap if items is not None else {}
     age = exposure((at - state.visits.first) / DAY)
     ranked = []
@@ -302,6 +302,6 @@ def _due_goods(state: State, rule: Rule, items: ItemsSnapshot | None, at: float,
             yield Found(rule, f"{name}:{last}", (Product(number, label, name, price, shop.currency, goods(name, label)),), name)
 
 
-def timer_of(state: State, found: Found, at: float) -> Timer:
+def timer_of(state: CustomerState, found: Found, at: float) -> Timer:
     """A found trigger as a timer that fires after its wait."""
     return _timer(at, found.rule.trigger, found.occurrence, complete(state, at, found.rule.trigger, found.products), state.offset)

@@ -1,7 +1,7 @@
 """The writer: a base model as an ONNX graph, decoded along approved clauses with each cluster's own adapter."""
 
 from models.writer.adapters import Adapter
-from models.writer.automaton import Free, Guided, Walk, Words, Written
+from models.writer.automaton import Free, Guided, Vocabulary, Walk, Written
 from models.writer.base import Base, Shape, export_hf, fingerprint, load, locate
 from models.writer.decoder import Cache, Model
 from models.writer.engine import Counters, Engine, Request
@@ -18,8 +18,8 @@ __all__ = [
     "Model",
     "Request",
     "Shape",
+    "Vocabulary",
     "Walk",
-    "Words",
     "Written",
     "build",
     "export_hf",

@@ -63,7 +63,7 @@ class Node:
     clause: int = -1
 
 
-class Words:
+class Vocabulary:
     """Segments of drafts as tokens. A segment starts with its separator, so segments' tokens joined are the whole draft's."""
 
     def __init__(self, tokenizer: Tokenizer, eos: int) -> None:
@@ -132,7 +132,7 @@ class Guided:
 
     def __init__(
         self,
-        words: Words,
+        words: Vocabulary,
         book: Book,
         trigger: str,
         tone: str,
@@ -270,7 +270,7 @@ class Guided:
 BANNED = re.compile(r"[\d$€£¥%{}\[\]<>@|\\_#*~^=+]|https?|www|\.com")
 
 
-def ban(words: Words) -> NDArray[np.float32]:
+def ban(words: Vocabulary) -> NDArray[np.float32]:
     """f32[vocab] for the head: tokens with digits, currency, braces or markup never stand among the best. Slots come from their trie."""
     size = words.tokenizer.get_vocab_size()
     out = np.zeros(size, np.float32)
@@ -290,7 +290,7 @@ class Free:
 
     whole = True
 
-    def __init__(self, words: Words, slots: Collection[str], *, seed: int, temperature: float = 0.7, limit: int = 130) -> None:
+    def __init__(self, words: Vocabulary, slots: Collection[str], *, seed: int, temperature: float = 0.7, limit: int = 130) -> None:
         self.words, self.seed = words, seed
         self._random = np.random.Generator(np.random.PCG64(seed))
         self._temperature, self._limit = max(temperature, 1e-3), limit

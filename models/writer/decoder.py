@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from models.writer.adapters import Adapter
-from models.writer.automaton import Words, ban
+from models.writer.automaton import Vocabulary, ban
 from models.writer.base import Shape
 from models.writer.graph import GROUPS, read_meta, wide
 from schemas.errors import ModelError
@@ -51,7 +51,7 @@ class Model:
         self.max_len: int = meta["max_len"]
         self.output: NDArray[np.float32] = np.load(folder / "output.npy", mmap_mode="r")
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.words = Words(self.tokenizer, self.shape.eos)
+        self.words = Vocabulary(self.tokenizer, self.shape.eos)
         self.session = self._open("model")
         self._opening = threading.Lock()
         self._opened: dict[str, Any] = {}

@@ -311,7 +311,7 @@ async def serve(settings: Settings, stop: asyncio.Event, worker_id: str = "w0") 
     ticking = asyncio.create_task(_tick(stage))
     try:
         await stage.app.start()
-        with STAGES.watch("clusters", lambda: stage.app.ready, lambda: stage.app.told("clusters")):
+        with STAGES.watch("clusters", lambda: stage.app.ready, lambda: stage.app.metrics("clusters")):
             await stage.app.wait(stop)
     finally:
         # The ticking goes on meanwhile: leaving waits until what was learned is in the file.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -23,8 +23,9 @@ from faust.types import TP
 
 from schemas.config import KafkaSettings
 from schemas.errors import KafkaUnavailable
+from streams.faust.batch import Batch
 from streams.faust.consumer import App, app_of, leave
-from streams.faust.partition_queue import Batch, Lane
+from streams.faust.partition_queue import Handler, Hook, PartitionQueue
 from streams.metrics import Value
 from streams.progress import WORK, Work
 from transport import availability
@@ -34,9 +35,6 @@ __all__ = ["Batch", "BatchApp"]
 MARKERS = 1.0  # seconds between two looks for markers behind the last record
 STOP_SECONDS = 15.0  # for Faust to leave its group
 log = logging.getLogger(__name__)
-
-Handler = Callable[[Batch], Awaitable[None]]
-Hook = Callable[[str, int], Awaitable[None]]
 
 
 class BatchApp:
@@ -67,7 +65,7 @@ class BatchApp:
         self.group, self.kafka, self.topics = kafka.topic(group), kafka, tuple(topics)
         self.handle, self.on_assigned, self.on_revoked = handle, on_assigned, on_revoked
         self.buffer, self.fetch_bytes, self.grace = buffer, fetch_bytes, grace
-        self.lanes: dict[TP, Lane] = {}
+        self.queues: dict[TP, PartitionQueue] = {}
         self.joined, self.pauses = False, 0
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._faust: App | None = None
@@ -98,12 +96,12 @@ class BatchApp:
         app.flow_control.suspend()
         if app._consumer is not None:
             app._consumer.stop_flow()
-        lanes = list(self.lanes)
-        await self.drain(lanes)
+        queues = list(self.queues)
+        await self.drain(queues)
         # After an outage of the broker Faust was seen to wait for ever here: no consumer thread answered any more.
         stopping = asyncio.ensure_future(leave(app))
         await asyncio.wait({stopping}, timeout=STOP_SECONDS)
-        await self.release(lanes)
+        await self.release(queues)
         self._faust = None
         if stopping.done():
             stopping.result()
@@ -136,31 +134,31 @@ class BatchApp:
     @property
     def assignment(self) -> set[tuple[str, int]]:
         """The (topic, partition) pairs held now."""
-        return {(tp.topic, tp.partition) for tp in self.lanes}
+        return {(tp.topic, tp.partition) for tp in self.queues}
 
     @property
     def ready(self) -> bool:
         """The group is joined, nobody rebalances, and what each partition needs is recovered. From any thread."""
         app = self._faust
-        return app is not None and self.joined and not app.rebalancing and all(lane.ready for lane in list(self.lanes.values()))
+        return app is not None and self.joined and not app.rebalancing and all(queue.ready for queue in list(self.queues.values()))
 
-    def told(self, stage: str) -> list[Value]:
+    def metrics(self, stage: str) -> list[Value]:
         """Figures that every stage on this class has."""
-        lanes = list(self.lanes.values())
+        queues = list(self.queues.values())
         return [
-            ("mailtide_stage_partitions", (stage,), len(lanes)),
-            ("mailtide_fetch_paused", (stage,), sum(lane.full for lane in lanes)),
+            ("mailtide_stage_partitions", (stage,), len(queues)),
+            ("mailtide_fetch_paused", (stage,), sum(queue.full for queue in queues)),
             ("mailtide_fetch_pauses_total", (stage,), self.pauses),
         ]
 
     def work(self) -> dict[str, Work]:
         """By partition, for ``streams.progress``."""
         found = {}
-        for lane in [lane for lane in list(self.lanes.values()) if lane.ready and not lane.draining]:
-            place = f"{lane.tp.topic}/{lane.tp.partition}"
-            found[place] = Work(lane.figure, lane.behind or bool(lane.waiting or lane.open))
-            due = min([lane.next, *(batch.first for batch in tuple(lane.open))])  # all below is done
-            found[f"{place} commits"] = Work(lane.committed, lane.committed < due)
+        for queue in [queue for queue in list(self.queues.values()) if queue.ready and not queue.draining]:
+            place = f"{queue.tp.topic}/{queue.tp.partition}"
+            found[place] = Work(queue.figure, queue.behind or bool(queue.waiting or queue.open))
+            due = min([queue.next, *(batch.first for batch in tuple(queue.open))])  # all below is done
+            found[f"{place} commits"] = Work(queue.committed, queue.committed < due)
         return found
 
     async def _measure(self) -> None:
@@ -168,20 +166,20 @@ class BatchApp:
         while self._faust is not None:
             await asyncio.sleep(availability.MEASURE)
             consumer: Any = self._faust.consumer
-            for tp, lane in list(self.lanes.items()):
+            for tp, queue in list(self.queues.items()):
                 place = TopicPartition(*tp)
                 try:
                     async with asyncio.timeout(availability.MEASURE):
                         end = (await consumer.highwaters(place))[place]
                         position = await consumer.position(place)
-                        lane.committed = await self.committed(*tp)
+                        queue.committed = await self.committed(*tp)
                 except (TimeoutError, KafkaConnectionError, KafkaTimeoutError):
                     self._outage.heard(False)
                     break  # the consumer's thread may be what is stuck: the last answers stand
                 except Exception:
-                    lane.behind = False  # in the middle of a rebalance, or no broker: nothing to blame this worker for
+                    queue.behind = False  # in the middle of a rebalance, or no broker: nothing to blame this worker for
                     continue
-                lane.behind = end > (position or 0)
+                queue.behind = end > (position or 0)
                 self._outage.heard(True)
 
     async def _pass_markers(self) -> None:
@@ -189,9 +187,9 @@ class BatchApp:
         seen: dict[TP, int | None] = {}
         while True:
             await asyncio.sleep(MARKERS)
-            for tp, lane in list(self.lanes.items()):
+            for tp, queue in list(self.queues.items()):
                 before, seen[tp] = seen.get(tp), await self.idle_position(*tp)
-                if (position := seen[tp]) is not None and position == before and position > lane.committed:
+                if (position := seen[tp]) is not None and position == before and position > queue.committed:
                     self.pass_to(tp.topic, tp.partition, position)
 
     async def end_offsets(self, pairs: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
@@ -210,34 +208,39 @@ class BatchApp:
 
     async def idle_position(self, topic: str, partition: int) -> int | None:
         """Where the next fetch starts; None while anything of the partition is on its way or being handled."""
-        lane = self.lanes.get(TP(topic, partition))
-        if self._faust is None or lane is None or lane.draining or self._faust.rebalancing:
+        queue = self.queues.get(TP(topic, partition))
+        if self._faust is None or queue is None or queue.draining or self._faust.rebalancing:
             return None
         consumer: Any = self._faust.consumer
-        if lane.waiting or lane.open or consumer.given[lane.tp] or consumer.doubt or consumer.seeking:
+        if queue.waiting or queue.open or consumer.given[queue.tp] or consumer.doubt or consumer.seeking:
             return None
         try:
-            position: int | None = await asyncio.wait_for(consumer.position(TopicPartition(*lane.tp)), 5.0)
+            position: int | None = await asyncio.wait_for(consumer.position(TopicPartition(*queue.tp)), 5.0)
         except (TimeoutError, KafkaError):
             return None
         lost = consumer.doubt or consumer.seeking  # what was dropped is read again: nothing before the position is known to be done
-        return None if lost or lane.waiting or lane.open or consumer.given[lane.tp] else position
+        return None if lost or queue.waiting or queue.open or consumer.given[queue.tp] else position
 
     def pass_to(self, topic: str, partition: int, offset: int) -> None:
         """Make ``offset`` committable: all before it is done, and since the last batch nothing came but markers of transactions."""
         tp = TP(topic, partition)
-        if self._faust is not None and tp in self.lanes:
+        if self._faust is not None and tp in self.queues:
             consumer: Any = self._faust.consumer
             consumer._acked[tp]  # as in ``finish``
             consumer.passed[tp] = offset
 
-    # -- between Faust and the lanes ------------------------------------------------------------
+    # -- between Faust and the queues ------------------------------------------------------------
+
+    def touch(self, batch: Batch) -> None:
+        """Called by ``Batch.touch``: its partition moves."""
+        if (queue := self.queues.get(TP(batch.topic, batch.partition))) is not None:
+            queue.figure += 1
 
     def finish(self, batch: Batch) -> None:
         """Called by ``Batch.done``: make the offsets committable and fetch on."""
-        lane = self.lanes.get(TP(batch.topic, batch.partition))
-        if lane is not None:
-            lane.close(batch)
+        queue = self.queues.get(TP(batch.topic, batch.partition))
+        if queue is not None:
+            queue.close(batch)
         if self._faust is not None and batch.message is not None:
             consumer = self._faust.consumer
             consumer._acked[batch.message.tp]  # a defaultdict: the commit loop looks only at partitions it has heard of
@@ -245,27 +248,27 @@ class BatchApp:
 
     def assign(self, tps: Iterable[TP]) -> None:
         for tp in tps:
-            if tp not in self.lanes:
-                self.lanes[tp] = Lane(self, tp)
+            if tp not in self.queues:
+                self.queues[tp] = PartitionQueue(self, tp)
 
     async def drain(self, tps: Iterable[TP]) -> None:
-        await asyncio.gather(*(self.lanes[tp].drain(self.grace) for tp in tps if tp in self.lanes))
+        await asyncio.gather(*(self.queues[tp].drain(self.grace) for tp in tps if tp in self.queues))
 
     async def release(self, tps: Iterable[TP]) -> None:
         for tp in tps:
-            lane = self.lanes.pop(tp, None)
-            if lane is not None and self.on_revoked is not None:
+            queue = self.queues.pop(tp, None)
+            if queue is not None and self.on_revoked is not None:
                 await self.on_revoked(tp.topic, tp.partition)
-            if lane is not None:
-                log.info("partition given up", extra=lane.place)
+            if queue is not None:
+                log.info("partition given up", extra=queue.place)
 
     def put(self, batch: Batch) -> None:
-        lane = self.lanes.get(TP(batch.topic, batch.partition))
-        if lane is None or lane.draining:
+        queue = self.queues.get(TP(batch.topic, batch.partition))
+        if queue is None or queue.draining:
             self.forget(batch)
         else:
-            batch._app = self
-            lane.put(batch)
+            batch.owner = self
+            queue.put(batch)
 
     def forget(self, batch: Batch) -> None:
         """Not ours any more: it must not hold up a rebalance, and without ``done`` it is not committed."""

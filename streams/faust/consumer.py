@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Any, Protocol
 
 import faust
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -22,18 +22,17 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 from mode.threads import WorkerThread
 
-from streams.faust.partition_queue import Batch
+from schemas.config import KafkaSettings
+from streams.faust.batch import Batch
+from streams.faust.partition_queue import PartitionQueue
 from transport.clients import connection
-
-if TYPE_CHECKING:
-    from streams.faust.app import BatchApp
 
 POLL = 0.1  # seconds a fetch waits before it looks again which partitions want more
 FETCH_WAIT_MS = 50  # Faust hard-codes 1500, which made the whole 2.5 times slower
 COMMIT_INTERVAL = 0.5  # seconds
 
 
-class Unpacked:
+class UnpackedRecords:
     """``PartitionRecords`` that gives aiokafka's own record objects (key, value, offset, timestamp, headers), all at once.
 
     For who always takes a whole fetch: ``next_fetch_offset`` is past it as soon as it is looked at. What an aborted
@@ -66,7 +65,7 @@ class Unpacked:
         return batch.is_control_batch or (batch.is_transactional and batch.producer_id in found._aborted_producers)
 
 
-class Mortal(WorkerThread):
+class DaemonWorkerThread(WorkerThread):
     """Mode's threads outlive the program that forgets one: a worker that had said its error stayed, and nobody started it again."""
 
     def __init__(self, service: Any, **options: Any) -> None:
@@ -75,7 +74,7 @@ class Mortal(WorkerThread):
 
 
 class Thread(driver.AIOKafkaConsumerThread):
-    Worker = Mortal
+    Worker = DaemonWorkerThread
 
     def on_crash(self, msg: str, *fmt: Any, **kwargs: Any) -> None:
         """Nothing more: ``BatchApp.wait`` says it in one line, where mode would print a traceback."""
@@ -98,7 +97,7 @@ class Thread(driver.AIOKafkaConsumerThread):
         if max_records is None:
             for result in consumer._fetcher._records.values():
                 if isinstance(result, FetchResult) and isinstance(result._partition_records, PartitionRecords):
-                    result._partition_records = Unpacked(result._partition_records)
+                    result._partition_records = UnpackedRecords(result._partition_records)
         return await super()._fetch_records(consumer, active_partitions, timeout, max_records)
 
     def _create_consumer(self, loop: asyncio.AbstractEventLoop) -> AIOKafkaConsumer:
@@ -201,8 +200,8 @@ class Consumer(driver.Consumer):
     async def perform_seek(self) -> None:
         self.seeking, self.doubt = True, False
         self.given.clear()
-        for lane in self.app.batches.lanes.values():
-            lane.drop()
+        for queue in self.app.batches.queues.values():
+            queue.drop()
         try:
             await super().perform_seek()
             # seek_to_committed leaves alone what has no commit yet, which would skip what was lost.
@@ -255,8 +254,32 @@ class Bytes(faust.Schema):
         return message.value
 
 
+class BatchHost(Protocol):
+    """What Faust's parts need of the app whose batches they fetch."""
+
+    group: str
+    kafka: KafkaSettings
+    topics: tuple[str, ...]
+    grace: float  # seconds
+    fetch_bytes: int
+    queues: dict[TP, PartitionQueue]
+    joined: bool
+
+    def assign(self, tps: Iterable[TP]) -> None:
+        """These partitions are ours from now on."""
+
+    async def drain(self, tps: Iterable[TP]) -> None:
+        """Wait for what runs of them; begin nothing more."""
+
+    async def release(self, tps: Iterable[TP]) -> None:
+        """They are another member's from now on."""
+
+    def put(self, batch: Batch) -> None:
+        """A batch that was fetched."""
+
+
 class App(faust.App):
-    batches: BatchApp
+    batches: BatchHost
 
     def _create_directories(self) -> None:
         """Nothing of Faust's lies on disk."""
@@ -271,7 +294,7 @@ async def leave(app: App) -> None:
         await app.stop()
 
 
-def app_of(batches: BatchApp) -> App:
+def app_of(batches: BatchHost) -> App:
     kafka = batches.kafka
     brokers = [f"kafka://{server}" for server in kafka.bootstrap.split(",")]
     app = App(
@@ -285,7 +308,7 @@ def app_of(batches: BatchApp) -> App:
         topic_allow_declare=False,
         table_standby_replicas=0,
         stream_buffer_maxsize=64,
-        # Lanes are drained by us, with an end. Faust's own wait has none, not even cancellation ends it, and it collects
+        # Queues are drained by us, with an end. Faust's own wait has none, not even cancellation ends it, and it collects
         # garbage at each acknowledgement: a batch that reached nobody would keep it, and a core, busy for ever.
         stream_wait_empty=False,
         stream_recovery_delay=0.0,

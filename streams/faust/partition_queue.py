@@ -5,46 +5,41 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
-from faust.types import TP, ConsumerMessage
+from faust.types import TP
 
-if TYPE_CHECKING:
-    from streams.faust.app import BatchApp
+from streams.faust.batch import Batch, BatchOwner
 
+Handler = Callable[[Batch], Awaitable[None]]
+Hook = Callable[[str, int], Awaitable[None]]
 log = logging.getLogger(__name__)
 
 
-class Batch:
-    """The records of one fetch of one partition, as aiokafka unpacks them (key, value: bytes or None; offset; timestamp; headers)."""
+class QueueHost(BatchOwner, Protocol):
+    """What a partition's queue needs of the app that it belongs to."""
 
-    __slots__ = ("_app", "finished", "first", "highwater", "last", "message", "partition", "records", "topic")
+    group: str
+    buffer: int  # batches of a partition, waiting or open, from which it isn't fetched
+    failed: asyncio.Future[None]
+    on_assigned: Hook | None
+    handle: Handler
 
-    def __init__(self, topic: str, partition: int, records: list[Any], highwater: int) -> None:
-        self.topic, self.partition, self.records, self.highwater = topic, partition, records, highwater
-        self.first, self.last = records[0].offset, records[-1].offset
-        self.finished = False
-        self.message: ConsumerMessage | None = None
-        self._app: BatchApp | None = None
+    def forget(self, batch: Batch) -> None:
+        """It isn't ours any more."""
 
-    def touch(self) -> None:
-        """Something of it was done: who waits for ``done`` must not take a long batch for a stuck one."""
-        if self._app is not None and (lane := self._app.lanes.get(TP(self.topic, self.partition))) is not None:
-            lane.figure += 1
+    def pressed(self, tp: TP, full: bool) -> None:
+        """The queue is full, or has room again."""
 
-    def done(self) -> None:
-        """Everything that follows from these records is safe: their offsets may be committed. The records go now."""
-        if not self.finished:
-            self.finished = True
-            self.records = []  # Faust's message and this batch hold each other: thousands of records would wait for the collector
-            if self._app is not None:
-                self._app.finish(self)
+    def fail(self, error: BaseException) -> None:
+        """Stop the app for good."""
 
 
-class Lane:
+class PartitionQueue:
     """One partition's batches: first the assignment hook, then one batch after the other."""
 
-    def __init__(self, app: BatchApp, tp: TP) -> None:
+    def __init__(self, app: QueueHost, tp: TP) -> None:
         self.app, self.tp = app, tp
         self.waiting: deque[Batch] = deque()
         self.open: set[Batch] = set()  # handed to the handler and not done

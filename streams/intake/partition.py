@@ -26,7 +26,7 @@ from schemas.mail import Watermark, encode
 from streams.intake.schedule import Schedule
 from streams.intake.states import States
 from streams.intake.store import CLOCK, Clock, Store
-from transport.batches import Outbox, acknowledged
+from transport.batches import ProducerBatches, acknowledged
 
 IN_FLIGHT = 4  # flushes; with one the partition waits for the broker instead of computing
 Beside = Mapping[str, Sequence[tuple[bytes, bytes]]]
@@ -53,11 +53,11 @@ class Partition:
         self._changelog, self._gate, self._producer, self._log, self._fail = changelog, gate, producer, log, fail
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._last: asyncio.Task[None] | None = None
-        self._told = Clock(-1, 0.0)
-        self._told_at = 0.0
-        self._telling: asyncio.Task[None] | None = None
+        self._published = Clock(-1, 0.0)
+        self._published_at = 0.0
+        self._publishing: asyncio.Task[None] | None = None
 
-    async def flush(self, states: dict[str, bytes], beside: Beside, outbox: Outbox, done: Callable[[], None]) -> None:
+    async def flush(self, states: dict[str, bytes], beside: Beside, outbox: ProducerBatches, done: Callable[[], None]) -> None:
         """Begin a flush of what was computed; returns as soon as the next batch may be computed.
 
         ``beside``: what is committed together with the states or not at all, keys and values by topic, in order.
@@ -70,14 +70,14 @@ class Partition:
         states: dict[str, bytes],
         clock: Clock,
         beside: Beside,
-        outbox: Outbox,
+        outbox: ProducerBatches,
         before: asyncio.Task[None] | None,
         done: Callable[[], None],
     ) -> None:
         try:
             if before is not None:
                 await before
-            ours = Outbox(self._log)
+            ours = ProducerBatches(self._log)
             ours.extend(self._changelog, self.number, ((customer.encode(), state) for customer, state in states.items()))
             ours.add(self._changelog, self.number, CLOCK, clock.packed())
             for topic, records in beside.items():
@@ -99,29 +99,29 @@ class Partition:
             raise
         finally:
             self._slots.release()
-        self.tell()
+        self.publish_watermark()
 
     # -- how far this partition is, for the sender --------------------------------------------------
 
-    def tell(self) -> None:
+    def publish_watermark(self) -> None:
         """Let the sender know how far this partition has been applied, now or as soon as the last word is old enough."""
-        if self._telling is None or self._telling.done():
-            self._telling = asyncio.ensure_future(self._tell())
+        if self._publishing is None or self._publishing.done():
+            self._publishing = asyncio.ensure_future(self._publish())
 
-    async def _tell(self) -> None:
-        wait = self._told_at + WATERMARK_EVERY - time.monotonic()
+    async def _publish(self) -> None:
+        wait = self._published_at + WATERMARK_EVERY - time.monotonic()
         if wait > 0:
             await asyncio.sleep(wait)
-        while self._told != self.safe:
-            said, self._told_at = self.safe, time.monotonic()
-            value = encode(Watermark(self.number, said.offset, said.event_time))
+        while self._published != self.safe:
+            newest, self._published_at = self.safe, time.monotonic()
+            value = encode(Watermark(self.number, newest.offset, newest.event_time))
             try:
                 await self._producer.send_and_wait(self._gate, value, key=b"watermark", partition=self.number)
             except Exception as error:
                 self._fail(error)
                 return
-            self._told = said
-            if self._told != self.safe:
+            self._published = newest
+            if self._published != self.safe:
                 await asyncio.sleep(WATERMARK_EVERY)
 
     async def skip_to(self, offset: int, done: Callable[[], None]) -> None:
@@ -131,7 +131,7 @@ class Partition:
         """
         if offset > self.clock.offset:
             self.clock = Clock(offset, self.clock.event_time)
-            await self.flush({}, {}, Outbox(self._producer), done)
+            await self.flush({}, {}, ProducerBatches(self._producer), done)
         elif 0 < offset <= self.safe.offset:
             done()  # flushed before, but perhaps not committed: this owner may have taken it over
 
@@ -141,8 +141,8 @@ class Partition:
             await asyncio.wait({self._last})
             if not self._last.cancelled():
                 self._last.exception()  # told to ``fail`` already
-        if self._telling is not None:
-            self._telling.cancel()
-            await asyncio.wait({self._telling})
+        if self._publishing is not None:
+            self._publishing.cancel()
+            await asyncio.wait({self._publishing})
         await self._log.stop()
         self.states.close()

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from schemas.events import Dead, Event, decode
-from transport.batches import Outbox
+from transport.batches import ProducerBatches
 from transport.clients import partition_of
 from transport.oversized import Header, Record, cut, is_large
 
@@ -20,7 +20,7 @@ REASON = "mailtide.reason"
 
 
 @dataclass(slots=True)
-class Sifted:
+class Routed:
     """``events`` in offset order; ``counts``: read, forwarded, and each dead letter's reason as ``dead.<reason>``."""
 
     events: list[Event] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Sifted:
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class Topology:
     """Topic names as the cluster knows them, and partition counts."""
 
     events: str
@@ -41,9 +41,9 @@ class Places:
     dead_partitions: int = 1
 
 
-def sift(records: Sequence[Any], places: Places, partition: int, wall: float, outbox: Outbox) -> Sifted:
+def route(records: Sequence[Any], places: Topology, partition: int, wall: float, outbox: ProducerBatches) -> Routed:
     """Decode aiokafka records of one partition; what can't be taken here goes to ``outbox``."""
-    sifted = Sifted()
+    sifted = Routed()
     for record in records:
         event = decode(record.value, wall, partition, record.offset, record.headers)
         if isinstance(event, Dead):
@@ -77,7 +77,7 @@ def sift(records: Sequence[Any], places: Places, partition: int, wall: float, ou
     return sifted
 
 
-def _set_aside(record: Any, dead: Dead, places: Places, partition: int, sifted: Sifted, outbox: Outbox) -> None:
+def _set_aside(record: Any, dead: Dead, places: Topology, partition: int, sifted: Routed, outbox: ProducerBatches) -> None:
     """The record to the dead letters, and counted."""
     sifted.count(f"dead.{dead.reason}")
     letter, short = _buried(record, dead, places, partition)
@@ -100,11 +100,11 @@ def _header(headers: Sequence[Header], name: str) -> bytes | None:
     return None
 
 
-def _place(record: Any, places: Places, partition: int) -> dict[str, Any]:
+def _place(record: Any, places: Topology, partition: int) -> dict[str, Any]:
     return {"topic": places.events, "partition": partition, "offset": record.offset}
 
 
-def _buried(record: Any, dead: Dead, places: Places, partition: int) -> tuple[Record, Record]:
+def _buried(record: Any, dead: Dead, places: Topology, partition: int) -> tuple[Record, Record]:
     """The dead letter, and what to send where Kafka won't take that.
 
     Key, value, headers and time unchanged; Kafka Connect's names for the rest, so that its tools work. No personal data.

@@ -1,6 +1,6 @@
 """From ``customer.events`` to decisions: the first stage, where every accepted event counts exactly once.
 
-For each batch of a partition: sift (dead letters, events of other partitions),
+For each batch of a partition: route (dead letters, events of other partitions),
 ``models.triggers.passes.Pass`` over the customers' states, timers that came due, then a
 flush in the order that ``streams.intake.partition`` keeps.
 """
@@ -27,11 +27,11 @@ from schemas.mail import Gone, encode
 from schemas.topics import CLUSTERS, CUSTOMERS, DEAD_LETTERS, EVENTS, FEEDBACK, GATE, INTENTS, ITEMS, RHYTHM, TONES, TOPICS, VECTORS
 from streams.faust.app import Batch, BatchApp
 from streams.intake.partition import Partition
-from streams.intake.route import Places, sift
+from streams.intake.route import Topology, route
 from streams.intake.store import Clock, Store, recover
 from streams.metrics import STAGES, Value, labelled
 from streams.profiles import Profiles
-from transport.batches import Outbox
+from transport.batches import ProducerBatches
 from transport.clients import producer
 from transport.follow import follow
 from transport.oversized import open_producer
@@ -90,7 +90,7 @@ class Intake:
         except (TopicMismatch, KafkaUnavailable):
             await self.producer.stop()
             raise
-        self.places = Places(self.topic[EVENTS], self.topic[DEAD_LETTERS], counts[EVENTS], counts[DEAD_LETTERS])
+        self.places = Topology(self.topic[EVENTS], self.topic[DEAD_LETTERS], counts[EVENTS], counts[DEAD_LETTERS])
         hooks: dict[str, Any] = {"on_assigned": self.assigned, "on_revoked": self.revoked}
         self.app = BatchApp(GROUP, kafka, [self.topic[EVENTS]], self.handle, **hooks, buffer=BUFFER, fetch_bytes=FETCH_BYTES)
 
@@ -119,14 +119,14 @@ class Intake:
             self.counts["models_refused"] += 1
             raise
 
-    def told(self) -> list[Value]:
+    def metrics(self) -> list[Value]:
         """Figures for ``/metrics``."""
         counts = dict(self.counts)
         dead = {"not_json": 0} | {name.removeprefix("dead."): count for name, count in counts.items() if name.startswith("dead.")}
         rest = {name: count for name, count in counts.items() if not name.startswith("dead.")}
         found = [*labelled("mailtide_events_total", rest), *labelled("mailtide_dead_letters_total", dead)]
         found += [*labelled("mailtide_intents_total", self.fired), *labelled("mailtide_feedback_total", self.followed)]
-        return [*found, *self.app.told("intake")]
+        return [*found, *self.app.metrics("intake")]
 
     async def close(self) -> None:
         """Finish what runs, leave the group, disconnect."""
@@ -146,7 +146,7 @@ class Intake:
         except LostState as error:
             raise StoreError(self._again(str(error))) from error
         self.parts[number] = part
-        part.tell()
+        part.publish_watermark()
         place = {"group": self.app.group, "topic": topic, "partition": number, "offset": part.clock.offset}
         log.info("partition taken over", extra=place)
 
@@ -244,14 +244,14 @@ class _Work:
         self.intake, self.part = intake, part
         self.states: dict[str, bytes] = {}
         self.beside: defaultdict[str, list[tuple[bytes, bytes]]] = defaultdict(list)
-        self.outbox = Outbox(intake.producer, intake.large)
+        self.outbox = ProducerBatches(intake.producer, intake.large)
 
     def __bool__(self) -> bool:
         return bool(self.states) or bool(self.outbox)
 
     async def events(self, records: list[Any]) -> None:
         intake, part, wall = self.intake, self.part, max(time.time(), appended(records[-1]))
-        sifted = sift(records, intake.places, part.number, wall, self.outbox)
+        sifted = route(records, intake.places, part.number, wall, self.outbox)
         intake.counts.update(sifted.counts)
         events: list[Event] = sifted.events
         if not events:
@@ -359,7 +359,7 @@ async def run(intake: Intake, stop: asyncio.Event) -> None:
         tasks.append(asyncio.create_task(_tick(intake)))
         for task in tasks:
             task.add_done_callback(lambda done: _ended(intake, done))
-        with STAGES.watch("intake", lambda: intake.app.ready, intake.told):
+        with STAGES.watch("intake", lambda: intake.app.ready, intake.metrics):
             await intake.app.wait(stop)
     finally:
         for task in tasks:

@@ -1,9 +1,8 @@
-"""One partition's desk: drafts that wait, in which order they go, and which of them are done."""
+"""One partition's queue: drafts that wait, in which order they go, and which of them are done."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
 import time
 from collections import Counter
@@ -12,19 +11,19 @@ from dataclasses import dataclass, field
 
 from schemas.mail import Claim, Delivery, Draft, encode
 from streams.metrics import Value, labelled
-from streams.sender.group_commit import Fenced
+from streams.sender.group_commit import GroupCommit
 from streams.sender.ledger import Ledger
 
 # Outcomes that alerts ask about: they stand at nought from the start, or Prometheus misses the first one.
 ASKED = (("sent", ""), ("failed", ""), ("unknown", ""), ("suppressed", "expired"))
 CLOCK_JITTER = 1.0  # seconds; a wall clock that goes back further was set
 AHEAD, AHEAD_OF_A_BURST = 2, 8  # mails claimed for each connection
-BURST, BURST_LINGER = 250, 0.05  # drafts on the desks; seconds
+BURST, BURST_LINGER = 250, 0.05  # drafts on the queues; seconds
 ASK_AGAIN = 5.0  # seconds after which a draft that waits for intake is asked whether it has expired
 
 
 @dataclass(eq=False)
-class Job:
+class PendingDraft:
     """One draft. ``target``: how far intake must have read ``customer.events`` before this may go; -1 before it was first asked."""
 
     offset: int
@@ -34,12 +33,12 @@ class Job:
 
 
 @dataclass(eq=False)
-class Desk:
+class DraftQueue:
     """The drafts of one partition; offsets are those of ``email.drafts``."""
 
     number: int
     ledger: Ledger
-    fenced: Fenced  # where claims and outcomes are written
+    group_commit: GroupCommit  # where claims and outcomes are written
     alive: bool = True
     beats: int = 0  # turns of its loop
     checked: float = field(default_factory=time.monotonic)  # when Kafka last confirmed that the partition is ours
@@ -51,38 +50,38 @@ class Desk:
     _open: set[int] = field(default_factory=set)
     _lowest: list[int] = field(default_factory=list)
     _intents: set[str] = field(default_factory=set)
-    _ready: list[tuple[int, int, Job]] = field(default_factory=list)
-    _waiting: list[tuple[float, int, Job]] = field(default_factory=list)
-    _behind: list[tuple[int, int, float, Job]] = field(default_factory=list)
+    _ready: list[tuple[int, int, PendingDraft]] = field(default_factory=list)
+    _waiting: list[tuple[float, int, PendingDraft]] = field(default_factory=list)
+    _behind: list[tuple[int, int, float, PendingDraft]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self._open)
 
     def add(self, offset: int, draft: Draft | None) -> bool:
-        """Take a record in; False for one there is nothing to do for: unreadable (None), ended, or on the desk already."""
+        """Take a record in; False for one there is nothing to do for: unreadable (None), ended, or on the queue already."""
         self.position = offset + 1
         if draft is None or draft.intent.intent_id in self._intents or draft.intent.intent_id in self.ledger.ended:
             return False
         self._intents.add(draft.intent.intent_id)
         self._open.add(offset)
         heapq.heappush(self._lowest, offset)
-        self.again(Job(offset, draft))
+        self.again(PendingDraft(offset, draft))
         return True
 
-    def done(self, job: Job) -> None:
+    def done(self, job: PendingDraft) -> None:
         """The intent has its outcome on ``email.deliveries``."""
         self._open.discard(job.offset)
         self._intents.discard(job.draft.intent.intent_id)
 
     async def claim(self, topic: str, claims: Sequence[Claim]) -> None:
         """Acknowledged when it returns; raises where another worker has fenced this one."""
-        await self.fenced.write([(topic, claim.customer.encode(), encode(claim)) for claim in claims])
+        await self.group_commit.write([(topic, claim.customer.encode(), encode(claim)) for claim in claims])
 
     async def write(self, topic: str, delivery: Delivery) -> None:
         """An outcome, fenced as claims are: for a worker that sleeps between asking and writing. An intent that has one gets no second."""
         if delivery.intent_id in self.ledger.ended:
             return
-        await self.fenced.write([(topic, delivery.customer.encode(), encode(delivery))])
+        await self.group_commit.write([(topic, delivery.customer.encode(), encode(delivery))])
         self.ledger.outcome(delivery)
         self.counts[delivery.trigger, delivery.status, delivery.reason or ""] += 1
 
@@ -96,21 +95,21 @@ class Desk:
             heapq.heappop(self._lowest)
         return self._lowest[0] if self._lowest else self.position
 
-    def again(self, job: Job) -> None:
+    def again(self, job: PendingDraft) -> None:
         """May go now."""
         heapq.heappush(self._ready, (job.draft.intent.priority, job.offset, job))
         self.wake.set()
 
-    def sleep(self, job: Job, until: float) -> None:
+    def sleep(self, job: PendingDraft, until: float) -> None:
         """Waits for a wall time (seconds); then all is asked anew, freshness too."""
         job.target = -1
         heapq.heappush(self._waiting, (until, job.offset, job))
 
-    def behind(self, job: Job) -> None:
+    def behind(self, job: PendingDraft) -> None:
         """Waits until intake has read up to ``job.target``."""
         heapq.heappush(self._behind, (job.target, job.offset, time.monotonic() + ASK_AGAIN, job))
 
-    def fresh(self, jobs: Iterable[Job], end: int) -> list[Job]:
+    def fresh(self, jobs: Iterable[PendingDraft], end: int) -> list[PendingDraft]:
         """Those that intake is not behind for, the others wait: an order that was published before ``end`` cancels the mail."""
         passed = []
         for job in jobs:
@@ -122,7 +121,7 @@ class Desk:
                 self.behind(job)
         return passed
 
-    def take(self, most: int, wall: float) -> list[Job]:
+    def take(self, most: int, wall: float) -> list[PendingDraft]:
         """The next drafts to ask the gate about, care first."""
         if wall < self._wall - CLOCK_JITTER:  # a wait of a moment must not become one of what the clock was set back by
             while self._waiting:
@@ -144,49 +143,31 @@ class Desk:
         return max(0.0, min(pauses))
 
 
-def room(desks: dict[int, Desk], connections: int, claimed: int) -> int:
-    """Mails that a desk may claim now, where so many are claimed; no more than its share, or the first would have all.
+def room(queues: dict[int, DraftQueue], connections: int, claimed: int) -> int:
+    """Mails that a queue may claim now, where so many are claimed; no more than its share, or the first would have all.
 
     A kill leaves what is claimed ``unknown``: so only what keeps the connections busy. Where many wait, more are claimed
     and a transaction waits for company, or the broker's work for it would set the pace.
     """
-    burst = sum(len(desk) for desk in desks.values()) >= BURST
-    for desk in desks.values():
-        desk.fenced.linger = BURST_LINGER if burst else 0.0
+    burst = sum(len(queue) for queue in queues.values()) >= BURST
+    for queue in queues.values():
+        queue.group_commit.linger = BURST_LINGER if burst else 0.0
     most = connections * (AHEAD_OF_A_BURST if burst else AHEAD)
-    return max(0, min(most - claimed, -(-most // len(desks))))
+    return max(0, min(most - claimed, -(-most // len(queues))))
 
 
-def wake(desks: dict[int, Desk]) -> None:
+def wake(queues: dict[int, DraftQueue]) -> None:
     """There is room: for any of them."""
-    for desk in desks.values():
-        desk.wake.set()
+    for queue in queues.values():
+        queue.wake.set()
 
 
-def told(desks: dict[int, Desk], outcomes: Counter[tuple[str, str, str]], most: int) -> list[Value]:
-    """Figures for ``/metrics``; ``most``: drafts of a desk from which its partition isn't fetched."""
-    held = list(desks.values())
+def queue_metrics(queues: dict[int, DraftQueue], outcomes: Counter[tuple[str, str, str]], most: int) -> list[Value]:
+    """Figures for ``/metrics``; ``most``: drafts of a queue from which its partition isn't fetched."""
+    held = list(queues.values())
     states: Counter[str] = Counter()
-    for desk in held:
-        states.update(desk.states())
-    paused = sum(len(desk) >= most for desk in held)
+    for queue in held:
+        states.update(queue.states())
+    paused = sum(len(queue) >= most for queue in held)
     found = [*labelled("mailtide_sender_drafts", states), *(("mailtide_sender_outcomes_total", of, n) for of, n in dict(outcomes).items())]
     return [*found, ("mailtide_stage_partitions", ("sender",), len(held)), ("mailtide_fetch_paused", ("sender",), paused)]
-
-
-async def finish(task: asyncio.Task[None], seconds: float) -> None:
-    """Let a task finish; cancel it after that many seconds, and give it as long again."""
-    for _ in range(2):
-        if task.done() or (await asyncio.wait([task], timeout=seconds))[0]:
-            return
-        task.cancel()
-
-
-async def wait(event: asyncio.Event, seconds: float) -> None:
-    """Until the event is set, but no longer than that.
-
-    Not ``asyncio.wait_for``: before Python 3.12 it swallows a cancellation that comes in the same turn as the event or the timeout.
-    """
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()

@@ -13,7 +13,7 @@ from transport.batches import acknowledged
 Record = tuple[str, bytes, bytes]  # topic as the cluster knows it, key, value
 
 
-class Fenced:
+class GroupCommit:
     """What is written while a transaction is under way shares the next one: group commit, as databases do it.
 
     ``producer``: transactional and started. It is asked for one transaction at a time. ``linger``: seconds that a transaction

@@ -21,14 +21,14 @@ from streams.profiles import Profile, Profiles
 from streams.sender.ledger import delivery_of
 
 
-class Letter(msgspec.Struct, frozen=True):
+class RenderedMail(msgspec.Struct, frozen=True):
     """A mail, and the draft it was made of: the approved template where the given draft would not do."""
 
     draft: Draft
     mail: Mail
 
 
-class Letters:
+class MailRenderer:
     """``sign``: a function from a message to its DKIM header, or None."""
 
     def __init__(self, settings: Settings, sign: Callable[[bytes], bytes] | None) -> None:
@@ -47,8 +47,8 @@ class Letters:
         if self.profiles is not None:
             await asyncio.to_thread(self.profiles.close)
 
-    async def write(self, drafts: Sequence[Draft], now: Callable[[Draft], float], wall: float) -> dict[str, Letter | Delivery]:
-        """By intent id, each draft's letter, or the outcome that ends it for want of an address or of facts.
+    async def write(self, drafts: Sequence[Draft], now: Callable[[Draft], float], wall: float) -> dict[str, RenderedMail | Delivery]:
+        """By intent id, each draft's mail, or the outcome that ends it for want of an address or of facts.
 
         One whose customer has no profile here is missing: intake knows an
         address, so it lies in another store, and the mail can wait for it.
@@ -56,7 +56,7 @@ class Letters:
         if self.profiles is None:
             return {}
         known = await asyncio.to_thread(self.profiles.get_many, [draft.intent.customer for draft in drafts])
-        made: dict[str, Letter | Delivery] = {}
+        made: dict[str, RenderedMail | Delivery] = {}
         for draft in drafts:
             profile = known.get(draft.intent.customer)
             if profile is not None:
@@ -64,7 +64,7 @@ class Letters:
             await asyncio.sleep(0)  # a mail takes a millisecond; heartbeats and dialogues go on between two
         return made
 
-    def _write(self, draft: Draft, profile: Profile, at: str, wall: float) -> Letter | Delivery:
+    def _write(self, draft: Draft, profile: Profile, at: str, wall: float) -> RenderedMail | Delivery:
         recipient = address(profile.email)
         if recipient is None:
             return delivery_of(draft, "suppressed", at=at, reason="no_address")
@@ -76,7 +76,7 @@ class Letters:
         except PhrasebookError as error:
             ended = delivery_of(draft, "failed", at=at)
             return msgspec.structs.replace(ended, guard=draft.guard | {"facts": str(error)})
-        return Letter(fit, mail)
+        return RenderedMail(fit, mail)
 
     def _fit(self, draft: Draft, profile: Profile) -> Draft:
         """The draft if every slot has a fact and the guard admits its words; else the approved template."""

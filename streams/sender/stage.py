@@ -35,18 +35,19 @@ from schemas.topics import DRAFTS, EVENTS, GATE
 from streams.metrics import STAGES, Value
 from streams.progress import WORK, Work
 from streams.sender.dispatch import Dispatch
-from streams.sender.draft_queue import ASKED, Desk, finish, told, wait
-from streams.sender.group_commit import Fenced
+from streams.sender.draft_queue import ASKED, DraftQueue, queue_metrics
+from streams.sender.group_commit import GroupCommit
 from streams.sender.ledger import orphan, recover
-from streams.sender.mail_renderer import Letters
+from streams.sender.mail_renderer import MailRenderer
 from streams.sender.smtp import Mailer
+from streams.tasks import finish, wait
 from transport.availability import Outage, watch
 from transport.clients import connection, producer
-from transport.end_offsets import Ends
+from transport.end_offsets import EndOffsets
 
 log = structlog.get_logger()
 GROUP = "mailtide-sender"
-ROUND = 16  # drafts of a desk that are made mails together
+ROUND = 16  # drafts of a queue that are made mails together
 MOST_WAITING = 20_000  # drafts of a partition in memory, some 40 MB; beyond, its drafts are read later
 COMMIT_EVERY = 0.5  # seconds
 _DRAFT = decoder(Draft)
@@ -65,7 +66,7 @@ async def serve(settings: Settings, stop: asyncio.Event, worker_id: str = "w0") 
     try:
         await sender.start()
         WORK["sender"] = sender.work
-        with STAGES.watch("sender", lambda: sender.joined and sender.tasks.keys() == sender.desks.keys(), sender.told):
+        with STAGES.watch("sender", lambda: sender.joined and sender.tasks.keys() == sender.queues.keys(), sender.metrics):
             await sender.run(stop)
     finally:
         WORK.pop("sender", None)
@@ -79,9 +80,9 @@ class Sender(ConsumerRebalanceListener):
         self.settings, self.kafka = settings, settings.kafka
         self.lease = settings.kafka.session_timeout / 2
         self.log = log.bind(group=self.kafka.prefix + GROUP, worker=worker_id)
-        self.letters = Letters(settings, signer(settings.smtp))
+        self.renderer = MailRenderer(settings, signer(settings.smtp))
         self.mailer = Mailer(settings.smtp)
-        self.desks: dict[int, Desk] = {}
+        self.queues: dict[int, DraftQueue] = {}
         self.tasks: dict[int, asyncio.Task[None]] = {}
         self.outcomes = Counter({(trigger.name, *end): 0 for trigger in settings.trigger for end in ASKED})
         self.joined, self.beats = False, 0
@@ -99,21 +100,21 @@ class Sender(ConsumerRebalanceListener):
             # By ranges a partition of both topics falls to one member. No second strategy: aiokafka joins once for each, and never settles.
             partition_assignment_strategy=[RangePartitionAssignor],
         )
-        self.ends = Ends(self.consumer, self.kafka.topic(EVENTS))
+        self.end_offsets = EndOffsets(self.consumer, self.kafka.topic(EVENTS))
         self._dispatch: Dispatch | None = None
         self._measuring: asyncio.Task[None] | None = None
 
     def work(self) -> dict[str, Work]:
-        """For ``streams.progress``: a desk with nothing to do turns once a second, too."""
-        return {"": Work(self.beats, True)} | {str(desk.number): Work(desk.beats, desk.alive) for desk in list(self.desks.values())}
+        """For ``streams.progress``: a queue with nothing to do turns once a second, too."""
+        return {"": Work(self.beats, True)} | {str(queue.number): Work(queue.beats, queue.alive) for queue in list(self.queues.values())}
 
     async def start(self) -> None:
         """Connect and join the group."""
         self._measuring = asyncio.create_task(watch(self.consumer, Outage(self.kafka, self.kafka.prefix + GROUP)))
-        await self.letters.start()
+        await self.renderer.start()
         examples = await producer(self.kafka, linger_ms=50)
         self._dispatch = Dispatch(
-            self.settings, self.desks, self.letters, self.mailer, self.ends, examples, self.lease, self._ours, self._fail
+            self.settings, self.queues, self.renderer, self.mailer, self.end_offsets, examples, self.lease, self._ours, self._fail
         )
         self.consumer.subscribe([self.kafka.topic(DRAFTS), self.kafka.topic(GATE)], listener=self)
         try:
@@ -121,9 +122,9 @@ class Sender(ConsumerRebalanceListener):
         except KafkaError as error:
             raise KafkaUnavailable(f"no Kafka answers at {self.kafka.bootstrap}: {error}") from error
 
-    def told(self) -> list[Value]:
+    def metrics(self) -> list[Value]:
         """Figures for ``/metrics``."""
-        return told(self.desks, self.outcomes, MOST_WAITING)
+        return queue_metrics(self.queues, self.outcomes, MOST_WAITING)
 
     @property
     def dispatch(self) -> Dispatch:
@@ -136,12 +137,12 @@ class Sender(ConsumerRebalanceListener):
         """Finish what is on its way, commit, leave the group."""
         if self._measuring is not None:
             self._measuring.cancel()
-        await self._leave(list(self.desks))
+        await self._leave(list(self.queues))
         await self.consumer.stop()
         if self._dispatch is not None:
             await self._dispatch.producer.stop()
         await self.mailer.close()
-        await self.letters.close()
+        await self.renderer.close()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Read until told to stop; a partition's failure ends the worker."""
@@ -151,18 +152,18 @@ class Sender(ConsumerRebalanceListener):
             if self.failure.done():
                 self.failure.result()
             for place, records in (await self.consumer.getmany(timeout_ms=50, max_records=2000)).items():
-                desk = self.desks.get(place.partition)
-                if desk is not None:
-                    self._read(desk, place, records)
+                queue = self.queues.get(place.partition)
+                if queue is not None:
+                    self._read(queue, place, records)
             if time.monotonic() - committed >= COMMIT_EVERY:
                 await self.commit()
                 committed = time.monotonic()
 
-    def _read(self, desk: Desk, place: TopicPartition, records: Iterable[Any]) -> None:
+    def _read(self, queue: DraftQueue, place: TopicPartition, records: Iterable[Any]) -> None:
         if place.topic == self.kafka.topic(GATE):
             for record in records:
-                desk.ledger.gate(record.value)
-            desk.wake.set()
+                queue.ledger.gate(record.value)
+            queue.wake.set()
             return
         for record in records:
             try:
@@ -171,14 +172,14 @@ class Sender(ConsumerRebalanceListener):
                 where = {"topic": place.topic, "partition": place.partition, "offset": record.offset}
                 self.log.error("a draft that can't be read", error=str(error), **where)
                 draft = None
-            desk.add(record.offset, draft)
-        if len(desk) >= MOST_WAITING:
+            queue.add(record.offset, draft)
+        if len(queue) >= MOST_WAITING:
             self.consumer.pause(place)
 
     # Partitions come and go.
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Open a desk for each partition; its records are read once its memory is recovered."""
+        """Open a queue for each partition; its records are read once its memory is recovered."""
         places = list(assigned)
         drafts = {place.partition for place in places if place.topic == self.kafka.topic(DRAFTS)}
         self.consumer.pause(*places)
@@ -201,33 +202,33 @@ class Sender(ConsumerRebalanceListener):
 
     async def _leave(self, numbers: Iterable[int]) -> None:
         leaving = sorted(set(numbers))
-        desks = [self.desks[number] for number in leaving if number in self.desks]
-        for desk in desks:
-            desk.alive = False
-            desk.wake.set()
+        queues = [self.queues[number] for number in leaving if number in self.queues]
+        for queue in queues:
+            queue.alive = False
+            queue.wake.set()
         for number in leaving:
             if (task := self.tasks.pop(number, None)) is not None:
-                if number not in self.desks:
+                if number not in self.queues:
                     task.cancel()  # still recovering: nothing is on its way
                 await finish(task, self.lease)
-        for desk in desks:
-            for task in list(desk.sending):
+        for queue in queues:
+            for task in list(queue.sending):
                 await finish(task, self.lease)  # cancelled after DATA it is ``unknown``, and written as such
         await self.commit()
-        for desk in desks:
-            self.desks.pop(desk.number, None)
-            await desk.fenced.producer.stop()
+        for queue in queues:
+            self.queues.pop(queue.number, None)
+            await queue.group_commit.producer.stop()
 
     async def _partition(self, number: int) -> None:
         try:
-            desk = await self._open(number)
-            while desk.alive:
-                desk.beats += 1
-                desk.wake.clear()
-                if jobs := desk.take(ROUND, time.time()):
-                    await self.dispatch.round(desk, jobs)
-                elif desk.alive:
-                    await wait(desk.wake, desk.pause(time.time()))
+            queue = await self._open(number)
+            while queue.alive:
+                queue.beats += 1
+                queue.wake.clear()
+                if jobs := queue.take(ROUND, time.time()):
+                    await self.dispatch.round(queue, jobs)
+                elif queue.alive:
+                    await wait(queue.wake, queue.pause(time.time()))
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -237,7 +238,7 @@ class Sender(ConsumerRebalanceListener):
         if not self.failure.done():
             self.failure.set_exception(error)
 
-    async def _open(self, number: int) -> Desk:
+    async def _open(self, number: int) -> DraftQueue:
         claimer = await producer(
             self.kafka,
             transactional_id=f"{self.kafka.prefix}sender-{number}",
@@ -249,21 +250,21 @@ class Sender(ConsumerRebalanceListener):
         except BaseException:
             await claimer.stop()
             raise
-        desk = self.desks[number] = Desk(number, ledger, Fenced(claimer, number), counts=self.outcomes)
-        desk.checked = started
+        queue = self.queues[number] = DraftQueue(number, ledger, GroupCommit(claimer, number), counts=self.outcomes)
+        queue.checked = started
         orphans = list(ledger.claims.values())
         ends = (orphan(claim, iso(self.dispatch.now(claim.draft)), self.settings.shop) for claim in orphans)
-        await asyncio.gather(*(self.dispatch.record(desk, end, None) for end in ends))
+        await asyncio.gather(*(self.dispatch.record(queue, end, None) for end in ends))
         drafts, gates = (TopicPartition(self.kafka.topic(name), number) for name in (DRAFTS, GATE))
         self.consumer.seek(gates, gate)
         self.consumer.resume(drafts, gates)
         self.log.info("partition open", topic=drafts.topic, partition=number, ended=len(ledger.ended), unknown=len(orphans))
-        return desk
+        return queue
 
-    async def _ours(self, desk: Desk) -> bool:
-        while time.monotonic() - desk.checked > self.lease:
+    async def _ours(self, queue: DraftQueue) -> bool:
+        while time.monotonic() - queue.checked > self.lease:
             await self.commit()
-            if desk.number not in self.desks or self.failure.done():
+            if queue.number not in self.queues or self.failure.done():
                 return False
             await asyncio.sleep(0.05)
         return True
@@ -273,14 +274,14 @@ class Sender(ConsumerRebalanceListener):
         assigned, asked = self.consumer.assignment(), time.monotonic()
         drafts, gate = self.kafka.topic(DRAFTS), self.kafka.topic(GATE)
         offsets: dict[TopicPartition, int] = {}
-        desks = [desk for desk in self.desks.values() if TopicPartition(drafts, desk.number) in assigned]
-        for desk in desks:
-            place = TopicPartition(gate, desk.number)
+        queues = [queue for queue in self.queues.values() if TopicPartition(drafts, queue.number) in assigned]
+        for queue in queues:
+            place = TopicPartition(gate, queue.number)
             offsets[place] = await self.consumer.position(place)
-            if desk.committable() >= 0:
-                offsets[TopicPartition(drafts, desk.number)] = desk.committable()
-            if len(desk) < MOST_WAITING // 2 and TopicPartition(drafts, desk.number) in self.consumer.paused():
-                self.consumer.resume(TopicPartition(drafts, desk.number))
+            if queue.committable() >= 0:
+                offsets[TopicPartition(drafts, queue.number)] = queue.committable()
+            if len(queue) < MOST_WAITING // 2 and TopicPartition(drafts, queue.number) in self.consumer.paused():
+                self.consumer.resume(TopicPartition(drafts, queue.number))
         if not offsets:
             return
         try:
@@ -288,5 +289,5 @@ class Sender(ConsumerRebalanceListener):
         except KafkaError as error:
             self.log.warning("commit refused", error=type(error).__name__)
             return
-        for desk in desks:
-            desk.checked = asked
+        for queue in queues:
+            queue.checked = asked

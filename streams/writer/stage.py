@@ -35,7 +35,7 @@ from schemas.release import Snapshot
 from schemas.topics import CLUSTERS, DRAFTS, INTENTS, RELEASES
 from streams.faust.app import Batch, BatchApp
 from streams.metrics import STAGES, writing
-from streams.sender.draft_queue import wait
+from streams.tasks import wait
 from streams.writer.drafting import draft, seed_of
 from streams.writer.releases import Releases
 from transport.clients import producer
@@ -50,7 +50,7 @@ ASKED = 4000  # prompts whose makings are remembered, as many as the pool has sh
 _INTENT = decoder(Intent)
 
 
-class Job:
+class PendingIntent:
     """One intent on its way; ``due`` orders equals."""
 
     __slots__ = ("adapter", "batch", "intent", "key", "prompt", "release")
@@ -59,7 +59,7 @@ class Job:
         self.intent, self.batch, self.prompt, self.release, self.adapter = intent, batch, prompt, release, adapter
         self.key: Key = (prompt, release)
 
-    def __lt__(self, other: Job) -> bool:
+    def __lt__(self, other: PendingIntent) -> bool:
         return (self.intent.priority, self.intent.due) < (other.intent.priority, other.intent.due)
 
 
@@ -76,7 +76,7 @@ class _Open:
             self.batch.done()
 
 
-class Desk:
+class WriterStage:
     """What the stage does, apart from joining and leaving the group."""
 
     def __init__(self, settings: Settings, engine: Engine, releases: Releases, book: Book, outbox: Any, worker_id: str = "w0") -> None:
@@ -86,8 +86,8 @@ class Desk:
         self._draft = functools.partial(draft, engine, book, w)
         self.pool = Pool(w.pool_size, w.pool_oversample, w.fresh_share)
         self.descriptions: dict[str, str] = {}
-        self._epoch, self._untold = -1, False
-        self.waiting: list[Job] = []
+        self._epoch, self._unwritten = -1, False
+        self.waiting: list[PendingIntent] = []
         self.writing: Counter[Key] = Counter()  # mails in hand by prompt and release
         self.wake = asyncio.Event()
         self.origins: Counter[str] = Counter()
@@ -126,7 +126,7 @@ class Desk:
                 continue
             prompt = narrow(prompt_of(intent, self.descriptions.get(intent.cluster, "")), self.book)
             release, adapter = self.releases.choose(intent.cluster, intent.intent_id)
-            heapq.heappush(self.waiting, Job(intent, opened, prompt, release, adapter))
+            heapq.heappush(self.waiting, PendingIntent(intent, opened, prompt, release, adapter))
         self.wake.set()
 
     def followed(self, topic: str, value: bytes) -> None:
@@ -148,7 +148,7 @@ class Desk:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until ``stop``; what waits then stays uncommitted and is written after the restart."""
-        told = 0.0
+        noted = 0.0
         while not stop.is_set():
             self.wake.clear()
             self._dispatch()
@@ -156,12 +156,12 @@ class Desk:
                 self._fill()
             if self.failed.done():
                 self.failed.result()
-            if time.monotonic() - told > STATS_EVERY:
-                told = time.monotonic()
-                await asyncio.to_thread(self.tell)
+            if time.monotonic() - noted > STATS_EVERY:
+                noted = time.monotonic()
+                await asyncio.to_thread(self.write_stats)
             await wait(self.wake, IDLE)
 
-    def tell(self) -> None:
+    def write_stats(self) -> None:
         """Leave the counters where ``mailtide demo`` and the monitor read them. A full disk stops no mail for them, and is said once."""
         folder = Path(self.settings.home) / "run"
         try:
@@ -170,18 +170,18 @@ class Desk:
             beside.write_text(json.dumps(self.stats()))
             beside.replace(folder / f"writer-{self.worker_id}.json")
         except OSError as error:
-            if not self._untold:
+            if not self._unwritten:
                 log.error("%s: the writer's counters can't be written (%s): make room", folder, error.strerror)
-            self._untold = True
+            self._unwritten = True
         else:
-            self._untold = False
+            self._unwritten = False
 
     def _dispatch(self) -> None:
         """Give out what can go now: pool and templates at once, the rest as rows come free."""
         if len(self.waiting) > self._capacity():
             self._shed()
         room = self.engine.rows + AHEAD
-        held: list[Job] = []
+        held: list[PendingIntent] = []
         while self.waiting and self.writing.total() < room:
             job = heapq.heappop(self.waiting)
             if self._at_once(job):
@@ -196,7 +196,7 @@ class Desk:
         for job in held:
             heapq.heappush(self.waiting, job)
 
-    def _at_once(self, job: Job) -> bool:
+    def _at_once(self, job: PendingIntent) -> bool:
         """Serve without the model where that is right: bound to be suppressed, expired, or the pool holds enough."""
         if job.intent.foreseen is not None:
             self.shed[job.intent.foreseen] += 1
@@ -210,7 +210,7 @@ class Desk:
             return self._from_pool(job)
         return False
 
-    def _from_pool(self, job: Job) -> bool:
+    def _from_pool(self, job: PendingIntent) -> bool:
         kept = self.pool.take(job.key, job.intent.customer)
         if kept is None:
             return False
@@ -218,7 +218,7 @@ class Desk:
         self._start(self._send(job, kept.draft.text, "pool", kept.draft.seed, kept.draft.choices, kept.guard))
         return True
 
-    def _note(self, job: Job) -> None:
+    def _note(self, job: PendingIntent) -> None:
         """Remember that a prompt is in demand, and how to write more for it."""
         self.pool.ask(job.key)
         self._asked[job.key] = job.adapter
@@ -233,7 +233,7 @@ class Desk:
     def _shed(self) -> None:
         """What would wait too long: the least urgent beyond the capacity, counted without those that the pool will serve."""
         needs: Counter[Key] = Counter()
-        keep: list[Job] = []
+        keep: list[PendingIntent] = []
         capacity, counted = self._capacity(), 0
         for job in sorted(self.waiting):
             needs[job.key] += 1
@@ -259,14 +259,14 @@ class Desk:
         if not task.cancelled() and task.exception() is not None and not self.failed.done():
             self.failed.set_exception(task.exception() or RuntimeError())
 
-    async def _generate(self, job: Job) -> None:
+    async def _generate(self, job: PendingIntent) -> None:
         try:
             await self._compose(job)
         finally:
             self.writing[job.key] -= 1
             self.writing += Counter()  # forgets those at nought
 
-    async def _compose(self, job: Job) -> None:
+    async def _compose(self, job: PendingIntent) -> None:
         """Model, guard, one retry, template."""
         verdicts: dict[str, str] = {}
         for attempt in range(2):
@@ -290,7 +290,7 @@ class Desk:
             self.refused.update(rule for rule, verdict in verdicts.items() if verdict != "ok")
         await self._template(job, verdicts)
 
-    async def _template(self, job: Job, verdicts: dict[str, str]) -> None:
+    async def _template(self, job: PendingIntent, verdicts: dict[str, str]) -> None:
         """The approved fallback; empty text where the book has none, which the sender refuses with these verdicts."""
         text = ""
         choices: tuple[Choice, ...] = ()
@@ -302,7 +302,9 @@ class Desk:
             verdicts = verdicts | {"phrasebook": str(error)}
         await self._send(job, text, "template", 0, choices, verdicts)
 
-    async def _send(self, job: Job, text: str, origin: Origin, seed: int, choices: tuple[Choice, ...], guard: dict[str, str]) -> None:
+    async def _send(
+        self, job: PendingIntent, text: str, origin: Origin, seed: int, choices: tuple[Choice, ...], guard: dict[str, str]
+    ) -> None:
         mode = self.settings.writer.mode if origin != "template" else "guided"
         made = Draft(job.intent, text, origin, mode, job.release, seed, choices, guard, iso(time.time()), render(job.prompt))
         topic = self.settings.kafka.topic(DRAFTS)
@@ -344,12 +346,12 @@ def open_model(settings: Settings) -> Model:
     return Model(folder, settings.writer.threads)
 
 
-_desk: list[Desk] = []
+_serving: list[WriterStage] = []
 
 
 def stats() -> dict[str, Any]:
-    """Counters of the desk that serves in this process; empty before there is one."""
-    return _desk[-1].stats() if _desk else {}
+    """Counters of the stage that serves in this process; empty before there is one."""
+    return _serving[-1].stats() if _serving else {}
 
 
 async def serve(settings: Settings, stop: asyncio.Event, worker_id: str = "w0") -> None:
@@ -358,23 +360,23 @@ async def serve(settings: Settings, stop: asyncio.Event, worker_id: str = "w0") 
     model = await asyncio.to_thread(open_model, settings)
     engine = Engine(model, settings.writer.rows)
     outbox = await producer(settings.kafka, linger_ms=5)
-    desk = Desk(settings, engine, Releases(settings, model.shape, model.base_sha256, model.rank), book, outbox, worker_id)
-    _desk.append(desk)
-    app = BatchApp(GROUP, settings.kafka, [settings.kafka.topic(INTENTS)], desk.handle, grace=5.0, passes_markers=True)
+    stage = WriterStage(settings, engine, Releases(settings, model.shape, model.base_sha256, model.rank), book, outbox, worker_id)
+    _serving.append(stage)
+    app = BatchApp(GROUP, settings.kafka, [settings.kafka.topic(INTENTS)], stage.handle, grace=5.0, passes_markers=True)
     caught_up = asyncio.Event()
 
     def apply(topic: str, value: bytes) -> Awaitable[None] | None:
         if topic == RELEASES:
-            return desk.released(value)
-        desk.followed(topic, value)
+            return stage.released(value)
+        stage.followed(topic, value)
         return None
 
     following = asyncio.create_task(follow(settings.kafka, [RELEASES, CLUSTERS], apply, caught_up))
     try:
         await asyncio.wait([asyncio.ensure_future(caught_up.wait()), following], return_when=asyncio.FIRST_COMPLETED)
         await app.start()
-        running = [asyncio.ensure_future(desk.run(stop)), asyncio.ensure_future(app.wait(stop)), following]
-        with STAGES.watch("writer", lambda: app.ready, lambda: [*writing(desk.stats()), *app.told("writer")]):
+        running = [asyncio.ensure_future(stage.run(stop)), asyncio.ensure_future(app.wait(stop)), following]
+        with STAGES.watch("writer", lambda: app.ready, lambda: [*writing(stage.stats()), *app.metrics("writer")]):
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
@@ -384,5 +386,5 @@ async def serve(settings: Settings, stop: asyncio.Event, worker_id: str = "w0") 
         await asyncio.to_thread(engine.close)
         await asyncio.wait([following])
         await outbox.stop()
-        await asyncio.to_thread(desk.tell)
-        _desk.remove(desk)
+        await asyncio.to_thread(stage.write_stats)
+        _serving.remove(stage)

@@ -21,7 +21,7 @@ from kafka.errors import KafkaError
 from mailtide.audit import proofs
 from mailtide.demo.follower import Follower
 from mailtide.local import broker, endpoints
-from mailtide.local.mail_server import Outbox
+from mailtide.local.mail_server import LocalMailServer
 from mailtide.process.children import spawn, stop
 from mailtide.services.supervisor import SERVICES, environment
 from mailtide.settings import load
@@ -62,7 +62,7 @@ class Flock:
 
     def __init__(self, settings: Settings, moods: Any = None) -> None:
         self.folder = Path(settings.home) / "outbox"
-        self.server = Outbox(self.folder, 0, moods(self.folder) if moods else None).start()
+        self.server = LocalMailServer(self.folder, 0, moods(self.folder) if moods else None).start()
         self.settings = msgspec.structs.replace(
             settings, clock="event", smtp=SmtpSettings(url=f"smtp://127.0.0.1:{self.server.port}"), trigger=load({}).trigger
         )

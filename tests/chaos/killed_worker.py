@@ -29,7 +29,7 @@ CALLS = {  # "before" it begins, "after" it returned
     "output": ("streams.intake.partition", "Partition", "flush"),
     "store": ("streams.intake.store", "Store", "write"),
     "batch": ("streams.intake.stage", "Intake", "handle"),
-    "draft": ("streams.writer.stage", "Desk", "_send"),
+    "draft": ("streams.writer.stage", "WriterStage", "_send"),
     "DATA": ("streams.sender.smtp", "Mailer", "_data"),
     "artifact": ("training.artifacts", "", "put"),
     "release": ("training.rollout.releases", "", "publish"),
@@ -37,7 +37,7 @@ CALLS = {  # "before" it begins, "after" it returned
 TRANSACTIONS = {  # "before" it begins, "amid": all records acknowledged, not committed; "after" its commit
     "changelog": ("streams.intake.partition", "Partition", "_land"),
     "claim": ("streams.sender.dispatch", "Dispatch", "_claim"),
-    "outcome": ("streams.sender.draft_queue", "Desk", "write"),
+    "outcome": ("streams.sender.draft_queue", "DraftQueue", "write"),
 }
 SAME = {"after output": "before changelog"}  # the changelog's transaction begins once the outputs are acknowledged
 

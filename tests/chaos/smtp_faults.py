@@ -9,12 +9,12 @@ from typing import Any
 
 from aiosmtpd.smtp import Envelope
 
-from mailtide.local.mail_server import Keeper
+from mailtide.local.mail_server import StoringHandler
 
 EVERY = 4  # customers for whom the server is in its mood: one in so many
 
 
-class Moody(Keeper):
+class Moody(StoringHandler):
     """``mood`` of RCPT or DATA for one recipient in four; ``tries`` counts what came to that step."""
 
     step, tempers = "DATA", 1  # how often it is in its mood for one mail
@@ -65,7 +65,7 @@ def hangs(step: str) -> type[Moody]:
     class Hangs(Moody):
         async def mood(self, server: Any, session: Any, envelope: Envelope) -> str:
             if step == "DATA":
-                await Keeper.handle_DATA(self, server, session, envelope)
+                await StoringHandler.handle_DATA(self, server, session, envelope)
             await asyncio.sleep(3600)
             return "250 too late"
 
@@ -79,7 +79,7 @@ def drops(step: str, keeps: bool) -> type[Moody]:
     class Drops(Moody):
         async def mood(self, server: Any, session: Any, envelope: Envelope) -> str:
             if keeps:
-                await Keeper.handle_DATA(self, server, session, envelope)
+                await StoringHandler.handle_DATA(self, server, session, envelope)
             server.transport.abort()
             return "250 nobody hears this"
 

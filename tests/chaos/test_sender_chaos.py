@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mailtide.local.mail_server import Keeper, Outbox
+from mailtide.local.mail_server import LocalMailServer, StoringHandler
 from schemas.config import SendingSettings, Settings, SmtpSettings, Trigger
 from schemas.mail import Delivery, Draft, Facts, Intent, Source, Standing, encode, intent_id, iso
 from schemas.topics import DELIVERIES, DRAFTS, GATE
@@ -36,7 +36,7 @@ PROGRAM = (
 )
 
 
-class Slow(Keeper):
+class Slow(StoringHandler):
     """Answers after a while, so that a signal meets mails on their way."""
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
@@ -50,7 +50,7 @@ class Fleet:
 
     def __init__(self, settings: Settings) -> None:
         self.folder = Path(settings.home) / "outbox"
-        self.server = Outbox(self.folder, 0, Slow(self.folder)).start()
+        self.server = LocalMailServer(self.folder, 0, Slow(self.folder)).start()
         self.settings = msgspec.structs.replace(
             settings,
             kafka=msgspec.structs.replace(settings.kafka, session_timeout=6.0),

@@ -32,7 +32,7 @@ NAME = re.compile(r"(?P<topic>.+)-(?P<partition>\d+)-(?P<first>\d+)-(?P<last>\d+
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ExampleRow:
     """One mail to learn from. ``weight`` has mean 1 within a cluster."""
 
     intent_id: str
@@ -113,7 +113,7 @@ def propensity(each: Iterable[float]) -> float:
     return math.exp(sum(logs) / len(logs)) if logs else 1.0
 
 
-def rows(settings: Settings, folder: Path, objects: Callable[[str], bool] = lambda _customer: False) -> dict[str, list[Row]]:
+def rows(settings: Settings, folder: Path, objects: Callable[[str], bool] = lambda _customer: False) -> dict[str, list[ExampleRow]]:
     """Everything to learn from, by cluster, oldest first; customers who objected, were erased or whom ``objects`` names are left out."""
     prefix = settings.kafka.prefix
     sent: dict[str, dict[str, Any]] = {}
@@ -142,11 +142,11 @@ def rows(settings: Settings, folder: Path, objects: Callable[[str], bool] = lamb
     return {cluster: _rows(pairs) for cluster, pairs in by_cluster.items()}
 
 
-def _rows(pairs: list[tuple[dict[str, Any], float]]) -> list[Row]:
+def _rows(pairs: list[tuple[dict[str, Any], float]]) -> list[ExampleRow]:
     pairs.sort(key=lambda pair: (pair[0]["sent"], pair[0]["intent_id"]))
     each = weights([worth for _, worth in pairs], [row.get("propensity") or 1.0 for row, _ in pairs])
     return [
-        Row(
+        ExampleRow(
             row["intent_id"],
             row["cluster"],
             row["trigger"],

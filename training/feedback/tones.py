@@ -13,14 +13,14 @@ from schemas.config import Settings, kafka_python_options
 from schemas.learning import ToneChances
 from schemas.mail import iso
 from schemas.topics import TONES
-from training.feedback.examples import Row
+from training.feedback.examples import ExampleRow
 from training.feedback.reward import WORTH
 
 SETTLED = 86400.0  # seconds after which a mail without an answer counts as one that failed
 ENOUGH = 20  # answers more than last time that make a publication worth while
 
 
-def lessons(rows: Mapping[str, Sequence[Row]], fixed: frozenset[str] = frozenset()) -> ToneBandit:
+def lessons(rows: Mapping[str, Sequence[ExampleRow]], fixed: frozenset[str] = frozenset()) -> ToneBandit:
     """What all settled mails say of their tones. ``fixed``: triggers whose tone nobody chose."""
     bandit = ToneBandit()
     newest = max((row.sent for found in rows.values() for row in found), default=0.0)
@@ -40,7 +40,7 @@ class Tones:
         self.fixed = frozenset(trigger.name for trigger in settings.trigger if trigger.tone)
         self._told: dict[str, int] = {}
 
-    def publish(self, rows: Mapping[str, Sequence[Row]]) -> list[ToneChances]:
+    def publish(self, rows: Mapping[str, Sequence[ExampleRow]]) -> list[ToneChances]:
         """What was published, acknowledged."""
         bandit, made = lessons(rows, self.fixed), []
         for cluster in rows:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from models.mail.slots import ALWAYS, slots_in
 from models.phrasebook.book import Book
 from models.phrasebook.sample import choose
-from training.feedback.examples import Row
+from training.feedback.examples import ExampleRow
 
 COMPOSED = 0.15  # of the rows that were sent
 ALTERED = 0.25
@@ -35,7 +35,7 @@ SYNONYMS = (
 Change = Callable[[str, random.Random], str]
 
 
-def enriched(rows: Sequence[Row], book: Book, seed: int) -> list[Row]:
+def enriched(rows: Sequence[ExampleRow], book: Book, seed: int) -> list[ExampleRow]:
     """The rows, then composed and altered ones; the same for the same rows and seed."""
     draw = random.Random(seed)
     more = [_composed(row, book, draw) for row in draw.sample(list(rows), round(COMPOSED * len(rows)))]
@@ -43,7 +43,7 @@ def enriched(rows: Sequence[Row], book: Book, seed: int) -> list[Row]:
     return [*rows, *(row for row in (*more, *altered) if row is not None)]
 
 
-def _composed(row: Row, book: Book, draw: random.Random) -> Row | None:
+def _composed(row: ExampleRow, book: Book, draw: random.Random) -> ExampleRow | None:
     """A mail from the book for the prompt of a row that was sent, with no fact that the row's own mail lacked."""
     if row.trigger not in book.chapters:
         return None
@@ -52,7 +52,7 @@ def _composed(row: Row, book: Book, draw: random.Random) -> Row | None:
     return replace(row, intent_id=f"{row.intent_id}/composed", text=book.compose(said), weight=COMPOSED_WEIGHT, clauses="")
 
 
-def _altered(row: Row, draw: random.Random) -> Row | None:
+def _altered(row: ExampleRow, draw: random.Random) -> ExampleRow | None:
     """The row after one change that changes something; None where none does."""
     for change in draw.sample(CHANGES, len(CHANGES)):
         text = change(row.text, draw)

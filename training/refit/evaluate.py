@@ -21,7 +21,7 @@ from models.writer.automaton import Guided, Written
 from models.writer.decoder import Model
 from models.writer.engine import Engine, Request
 from schemas.config import Settings
-from training.feedback.examples import Row
+from training.feedback.examples import ExampleRow
 
 MAILS = 12  # sampled for the guard and for variety
 SLOT_RULES = ("slots", "braces", "roles")  # the guard's, about what stands in braces and where
@@ -97,7 +97,7 @@ class Judge:
         self.model = Model(graph.prepare(path, Path(settings.home) / "writer", rank=settings.training.rank), threads)
         self.book = Book.load()
 
-    def losses(self, adapter: bytes | None, rows: Sequence[Row], most: int = SCORED) -> list[float]:
+    def losses(self, adapter: bytes | None, rows: Sequence[ExampleRow], most: int = SCORED) -> list[float]:
         """Mean nats a token of each of the first ``most`` rows' texts, as the graph reads them."""
         tokenizer, eos = self.model.tokenizer, self.model.shape.eos
         requests = []
@@ -112,7 +112,7 @@ class Judge:
             ]
             return [future.result().score for future in futures]
 
-    def sample(self, adapter: bytes | None, rows: Sequence[Row]) -> Sampled:
+    def sample(self, adapter: bytes | None, rows: Sequence[ExampleRow]) -> Sampled:
         """Mails written with an adapter in the rows' own contexts, and what the guard says of them."""
         with self._adapter(adapter) as loaded, self._engine() as engine:
             futures = []
@@ -121,7 +121,7 @@ class Judge:
                 slots = frozenset(slots_in(row.text)) | ALWAYS
                 prompt = self.model.tokenizer.encode(row.prompt, add_special_tokens=False).ids
 
-                def walk(row: Row = row, slots: frozenset[str] = slots, seed: int = number) -> Guided:
+                def walk(row: ExampleRow = row, slots: frozenset[str] = slots, seed: int = number) -> Guided:
                     kinds = (row.trigger, row.tone, slots, "general", ())
                     return Guided(self.model.words, self.book, *kinds, seed=seed, explore=0.0, odds=loaded.odds if loaded else None)
 

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from training.feedback.examples import Row
-from training.refit.loss import Batch, Coded, code, embed, losses, neftune, pad, reach, row_losses, uphill
+from training.feedback.examples import ExampleRow
+from training.refit.loss import Coded, PaddedBatch, code, embed, losses, neftune, pad, reach, row_losses, uphill
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WARM_UP = 5  # steps, or a quarter of a short fit
@@ -85,8 +85,8 @@ def fit(
     base: Any,
     tokenizer: Tokenizer,
     eos: int,
-    learn: Sequence[Row],
-    held_out: Sequence[Row],
+    learn: Sequence[ExampleRow],
+    held_out: Sequence[ExampleRow],
     recipe: Recipe,
     serving: bytes | None = None,
     progress: Progress = lambda _step, _loss, _held_out: None,
@@ -231,7 +231,7 @@ def _state(model: PeftModel) -> dict[str, torch.Tensor]:
     return {name.replace(".default", ""): tensor.detach().cpu().clone() for name, tensor in model.state_dict().items() if "lora_" in name}
 
 
-def _learn(model: Any, batch: Batch, reference: Sequence[float | None], recipe: Recipe, share: float) -> float:
+def _learn(model: Any, batch: PaddedBatch, reference: Sequence[float | None], recipe: Recipe, share: float) -> float:
     """Gradients of one pass, ``share`` of the step's: clean (or noisy), and with the embeddings moved against the model."""
     clean = embed(model, batch)
     started = neftune(clean, batch.mask, recipe.noise) if recipe.noise else clean
@@ -253,7 +253,7 @@ def _learn(model: Any, batch: Batch, reference: Sequence[float | None], recipe: 
     return first
 
 
-def _objective(each: torch.Tensor, batch: Batch, reference: Sequence[float | None], kl: float) -> torch.Tensor:
+def _objective(each: torch.Tensor, batch: PaddedBatch, reference: Sequence[float | None], kl: float) -> torch.Tensor:
     loss = (batch.weight * each).mean()
     known = [n for n, value in enumerate(reference) if value is not None]
     if kl and known:

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 
-from training.feedback.examples import Row
+from training.feedback.examples import ExampleRow
 
 LONGEST = 320  # tokens of prompt and text; a mail has some 150
 
@@ -26,7 +26,7 @@ class Coded:
     weight: float
 
 
-class Batch(NamedTuple):
+class PaddedBatch(NamedTuple):
     """Padded examples: ``ids`` i64[B,T], ``mask`` 1 where there is a token, ``target`` 1 where its loss counts."""
 
     ids: torch.Tensor
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     weight: torch.Tensor
 
 
-def code(tokenizer: Tokenizer, rows: Sequence[Row], eos: int) -> list[Coded]:
+def code(tokenizer: Tokenizer, rows: Sequence[ExampleRow], eos: int) -> list[Coded]:
     """Prompt and text in tokens, as the writer sees them; what is too long is left out."""
     coded = []
     for row in rows:
@@ -46,7 +46,7 @@ def code(tokenizer: Tokenizer, rows: Sequence[Row], eos: int) -> list[Coded]:
     return coded
 
 
-def pad(part: Sequence[Coded], device: Any) -> Batch:
+def pad(part: Sequence[Coded], device: Any) -> PaddedBatch:
     """Right-padded to the longest."""
     width = max(len(one.ids) for one in part)
     ids, mask, target = (torch.zeros(len(part), width, dtype=torch.long) for _ in range(3))
@@ -55,10 +55,10 @@ def pad(part: Sequence[Coded], device: Any) -> Batch:
         mask[n, : len(one.ids)] = 1
         target[n, one.start : len(one.ids)] = 1
     weight = torch.tensor([one.weight for one in part])
-    return Batch(ids.to(device), mask.to(device), target.to(device), weight.to(device))
+    return PaddedBatch(ids.to(device), mask.to(device), target.to(device), weight.to(device))
 
 
-def row_losses(model: Any, embedded: torch.Tensor, batch: Batch) -> torch.Tensor:
+def row_losses(model: Any, embedded: torch.Tensor, batch: PaddedBatch) -> torch.Tensor:
     """Mean negative log-likelihood a token of each row's text (nats), from embeddings f32[B,T,width].
 
     The vocabulary's logits, a fifth of the work, are taken only where a loss is wanted.
@@ -74,7 +74,7 @@ def row_losses(model: Any, embedded: torch.Tensor, batch: Batch) -> torch.Tensor
     return total / wanted.sum(1).clamp(min=1)
 
 
-def embed(model: Any, batch: Batch) -> torch.Tensor:
+def embed(model: Any, batch: PaddedBatch) -> torch.Tensor:
     """The tokens' embeddings, cut from the graph: the base is frozen."""
     found: torch.Tensor = model.get_input_embeddings()(batch.ids).detach()
     return found

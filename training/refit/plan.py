@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from training.feedback.examples import Row
+from training.feedback.examples import ExampleRow
 
 HELD_OUT = 5  # one in so many
 LEAST_HELD_OUT = 4  # fewer, and a bootstrap over them is no interval
@@ -26,17 +26,17 @@ class Plan(msgspec.Struct, frozen=True):
     cluster: str
     serving: str  # sha256 of the adapter that it starts from, empty for the base
     examples: int
-    learn: list[Row]
-    held_out: list[Row]
-    older: list[Row]
+    learn: list[ExampleRow]
+    held_out: list[ExampleRow]
+    older: list[ExampleRow]
 
 
-def held_out(row: Row) -> bool:
+def held_out(row: ExampleRow) -> bool:
     """Whether a mail is kept from learning: by its intent's hash, so the same at each refit."""
     return zlib.crc32(row.intent_id.encode()) % HELD_OUT == 0
 
 
-def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+def split(rows: Sequence[ExampleRow]) -> tuple[list[ExampleRow], list[ExampleRow]]:
     """Rows to learn from and rows held out; where chance held out too few, every fifth, or as many more as a verdict needs."""
     kept = [row for row in rows if held_out(row)]
     if len(kept) < max(LEAST_HELD_OUT, len(rows) / (2 * HELD_OUT)):
@@ -45,7 +45,7 @@ def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     return [row for row in rows if not held_out(row)], kept
 
 
-def plan(cluster: str, serving: str, found: Sequence[Row], learned: int, elders: Sequence[Row], replay: float) -> Plan:
+def plan(cluster: str, serving: str, found: Sequence[ExampleRow], learned: int, elders: Sequence[ExampleRow], replay: float) -> Plan:
     """The refit of ``found`` (oldest first), of which ``learned`` were learned before; ``elders``: of the cluster that it split from.
 
     The share ``replay`` of what is learned are older examples, drawn at random, as far as there are any. Where hardly any is new,
@@ -68,7 +68,7 @@ def save(file: Path, made: Plan) -> None:
     fresh.replace(file)
 
 
-def resume(file: Path, serving: str, found: Sequence[Row], elders: Sequence[Row]) -> Plan | None:
+def resume(file: Path, serving: str, found: Sequence[ExampleRow], elders: Sequence[ExampleRow]) -> Plan | None:
     """The plan of a refit that did not end; None where another release serves by now, or one of its mails may teach no more."""
     try:
         known = msgspec.msgpack.decode(file.read_bytes(), type=Plan)

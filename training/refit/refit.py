@@ -24,7 +24,7 @@ from schemas.errors import ArtifactError
 from schemas.mail import iso
 from schemas.release import Release
 from training.feedback.clause_odds import odds_from
-from training.feedback.examples import Row
+from training.feedback.examples import ExampleRow
 from training.refit import plan
 from training.refit.corpus import enriched
 from training.refit.evaluate import SCORED, Judge
@@ -39,7 +39,7 @@ Step = Callable[[str, int, int, float], None]  # cluster, step, of steps, loss; 
 
 
 @dataclass
-class Bench:
+class RefitBench:
     """The frozen base, loaded once for a round of fits."""
 
     model: Any
@@ -49,7 +49,7 @@ class Bench:
     judge: Judge
 
 
-def open_bench(settings: Settings, folder: Path, threads: int) -> Bench:
+def open_bench(settings: Settings, folder: Path, threads: int) -> RefitBench:
     """Load the base that the writer has, exported once for torch. Raises ModelError."""
     path = writer_base.locate(settings.writer.base_model)
     sha256 = writer_base.fingerprint(path)
@@ -58,7 +58,7 @@ def open_bench(settings: Settings, folder: Path, threads: int) -> Bench:
         writer_base.export_hf(writer_base.load(path), exported)
     opened = Judge(settings, threads)
     tokenizer = Tokenizer.from_file(str(exported / "tokenizer.json"))
-    return Bench(load_base(exported, threads), tokenizer, opened.model.shape.eos, sha256, opened)
+    return RefitBench(load_base(exported, threads), tokenizer, opened.model.shape.eos, sha256, opened)
 
 
 def recipe(training: TrainingSettings, seed: int) -> Recipe:
@@ -93,7 +93,7 @@ class Refit:
             return learned, learned
 
     def run(
-        self, bench: Bench, found: Sequence[Row], elders: Sequence[Row], before: Release | None, step: Step
+        self, bench: RefitBench, found: Sequence[ExampleRow], elders: Sequence[ExampleRow], before: Release | None, step: Step
     ) -> tuple[Judgement, Release | None]:
         """Fit and judge; the judgement, and the release to publish where it passed. ``done`` ends it."""
         training = self.settings.training
@@ -141,7 +141,7 @@ class Refit:
         for name in ("plan.msgpack", "fit.pt"):
             (self.folder / name).unlink(missing_ok=True)
 
-    def _plan(self, found: Sequence[Row], elders: Sequence[Row], before: Release | None) -> plan.Plan:
+    def _plan(self, found: Sequence[ExampleRow], elders: Sequence[ExampleRow], before: Release | None) -> plan.Plan:
         file, serving = self.folder / "plan.msgpack", before.sha256 if before else ""
         made = plan.resume(file, serving, found, elders)
         if made is None:
@@ -160,7 +160,7 @@ class Refit:
             log.warning("serving_adapter_unreadable", release=release.release_id, error=str(error))
             return None
 
-    def _file(self, bench: Bench, fitted: Fitted, found: Sequence[Row]) -> bytes:
+    def _file(self, bench: RefitBench, fitted: Fitted, found: Sequence[ExampleRow]) -> bytes:
         """The adapter, and beside it what feedback says of each clause: both serve or neither does."""
         rank = self.settings.training.rank
         metadata = {"base_sha256": bench.sha256, "rank": str(rank), "alpha": str(2 * rank), "cluster": self.cluster}
@@ -169,7 +169,7 @@ class Refit:
         return data
 
     def _judge(
-        self, bench: Bench, made: plan.Plan, fitted: Fitted, data: bytes, serving: bytes | None, before: Release | None
+        self, bench: RefitBench, made: plan.Plan, fitted: Fitted, data: bytes, serving: bytes | None, before: Release | None
     ) -> Judgement:
         finite = all(bool(torch.isfinite(tensor).all()) for tensor in fitted.tensors.values())
         if not finite:  # the writer would refuse the file: nothing more to measure
@@ -184,7 +184,7 @@ class Refit:
             finite=finite,
         )
 
-    def _replayed(self, bench: Bench, made: plan.Plan, data: bytes, serving: bytes | None) -> tuple[list[float], list[float]] | None:
+    def _replayed(self, bench: RefitBench, made: plan.Plan, data: bytes, serving: bytes | None) -> tuple[list[float], list[float]] | None:
         """Losses on older mails that no refit has learned, before and after."""
         coded = code(bench.tokenizer, made.older, bench.eos)
         if not coded:

@@ -27,7 +27,7 @@ from models.mail.slots import ALWAYS
 from models.phrasebook.book import TONES, Book
 from models.writer import base as writer_base
 from models.writer.prompt import Prompt, render
-from training.feedback.examples import Row
+from training.feedback.examples import ExampleRow
 from training.refit.fit import Fitted, Recipe, fit, load_base, with_adapter
 from training.refit.loss import code, losses
 
@@ -41,7 +41,7 @@ STAGES = ("welcome", "replenishment", "coupon", "win_back", "recommendation")  #
 MARKS = ("<!-- measured -->", "<!-- /measured -->")
 
 
-def mails(book: Book, triggers: Sequence[str], taste: int | None, count: int, seed: int) -> list[Row]:
+def mails(book: Book, triggers: Sequence[str], taste: int | None, count: int, seed: int) -> list[ExampleRow]:
     """``count`` examples; ``taste`` None: every clause alike."""
     rng, made = random.Random(f"{triggers}/{taste}/{seed}"), []
     for number in range(count):
@@ -54,11 +54,11 @@ def mails(book: Book, triggers: Sequence[str], taste: int | None, count: int, se
             said[move] = rng.choice(liked if liked and rng.random() < TASTE else open_to)
         text = f"Subject: {said['subject'].text}\nPreheader: {said['preheader'].text}"
         prompt = render(Prompt(trigger, tone, "en", "", "general", (), tuple(sorted(slots - ALWAYS))))
-        made.append(Row(f"{seed}-{number}", f"c{taste}", trigger, tone, prompt, text, 1.0, 0.0, float(number)))
+        made.append(ExampleRow(f"{seed}-{number}", f"c{taste}", trigger, tone, prompt, text, 1.0, 0.0, float(number)))
     return made
 
 
-class Bench:
+class AblationBench:
     """The base, and results by arm."""
 
     def __init__(self, home: Path, threads: int) -> None:
@@ -82,7 +82,7 @@ class Bench:
             Console(stderr=True).print(f"{name}: {file.read_text()}")
         return json.loads(file.read_text())
 
-    def fit(self, learn: Sequence[Row], recipe: Recipe, serving: bytes | None) -> bytes:
+    def fit(self, learn: Sequence[ExampleRow], recipe: Recipe, serving: bytes | None) -> bytes:
         """The last step's adapter: an ablation compares equal compute, not equal luck in stopping."""
         found: Fitted = fit(self.model, self.tokenizer, self.eos, learn, learn[:2], replace(recipe, evaluate_every=recipe.steps), serving)
         return bytes(save_tensors({name: tensor.contiguous() for name, tensor in found.tensors.items()}))
@@ -94,7 +94,7 @@ class Bench:
             file.write_bytes(make())
         return file.read_bytes()
 
-    def loss(self, adapter: bytes | None, rows: Sequence[Row], epsilon: float = 0.0) -> float:
+    def loss(self, adapter: bytes | None, rows: Sequence[ExampleRow], epsilon: float = 0.0) -> float:
         """Mean nats a token."""
         model = with_adapter(self.model, RECIPE.rank, adapter)
         try:
@@ -104,7 +104,7 @@ class Bench:
         return float(np.mean(found))
 
 
-def perplexities(bench: Bench) -> dict[str, dict[str, float]]:
+def perplexities(bench: AblationBench) -> dict[str, dict[str, float]]:
     """For each cluster the held-out perplexity of base, seed and its own adapter."""
     triggers = STAGES
     seed = bench.adapter(
@@ -115,7 +115,7 @@ def perplexities(bench: Bench) -> dict[str, dict[str, float]]:
     for cluster in range(CLUSTERS):
         check = mails(bench.book, triggers, cluster, HELD_OUT, 1)
 
-        def own(cluster: int = cluster, check: list[Row] = check) -> dict[str, float]:
+        def own(cluster: int = cluster, check: list[ExampleRow] = check) -> dict[str, float]:
             adapter = bench.fit(mails(bench.book, triggers, cluster, LEARN, 2), RECIPE, seed)
             arms = {"base": None, "seed": seed, "cluster": adapter}
             return {name: math.exp(bench.loss(one, check)) for name, one in arms.items()}
@@ -124,7 +124,7 @@ def perplexities(bench: Bench) -> dict[str, dict[str, float]]:
     return found
 
 
-def perturbed(bench: Bench) -> dict[str, list[dict[str, float]]]:
+def perturbed(bench: AblationBench) -> dict[str, list[dict[str, float]]]:
     """Clean and perturbed held-out loss at equal compute: FGM takes two passes a step, so half the steps."""
     recipes = {
         "clean": RECIPE,
@@ -143,7 +143,7 @@ def perturbed(bench: Bench) -> dict[str, list[dict[str, float]]]:
     return found
 
 
-def forgetting(bench: Bench) -> dict[str, dict[str, float]]:
+def forgetting(bench: AblationBench) -> dict[str, dict[str, float]]:
     """Loss on the first refit's kind of mail after five refits, each on another kind; with replay and KL, and with neither."""
     ways = {"neither": (0.0, 0.0), "replay 20 % and KL 0.1": (0.2, 0.1)}
     check = mails(bench.book, STAGES[:1], 0, HELD_OUT, 1)
@@ -207,7 +207,7 @@ def _spread(arms: Sequence[dict[str, float]], name: str) -> str:
     return f"{np.mean(found):.3f} ({min(found):.3f} to {max(found):.3f})"
 
 
-PARTS: dict[str, Callable[[Bench], list[str]]] = {
+PARTS: dict[str, Callable[[AblationBench], list[str]]] = {
     "perplexity": lambda bench: told_perplexities(perplexities(bench)),
     "adversarial": lambda bench: told_perturbed(perturbed(bench)),
     "forgetting": lambda bench: told_forgetting(forgetting(bench)),
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, action="append", help="measure this part and leave the page alone")
     chosen = parser.parse_args()
     chosen.home.mkdir(parents=True, exist_ok=True)
-    bench = Bench(chosen.home, chosen.threads)
+    bench = AblationBench(chosen.home, chosen.threads)
     made = {name: PARTS[name](bench) for name in chosen.only or PARTS}
     if chosen.only:
         Console(stderr=True).print("\n".join(line for part in made.values() for line in part))

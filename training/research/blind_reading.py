@@ -24,7 +24,7 @@ from models.mail.slots import ALWAYS, EXAMPLES, fill
 from models.phrasebook.book import GOODS, Book, Clause
 from models.phrasebook.choice import unsaid
 from models.writer import Engine, Free, Guided, Model, Request, Walk, Written, locate, prepare
-from models.writer.automaton import Words
+from models.writer.automaton import Vocabulary
 from models.writer.base import HOUSE
 from models.writer.prompt import render
 from schemas.config import WriterSettings
@@ -33,7 +33,7 @@ from training.research.scenes import UNSEEN, Scene, scenes
 TEMPERATURE = WriterSettings().untaught_temperature  # no adapter speaks here
 
 
-def guided(words: Words, book: Book, scene: Scene, seed: int, explore: float = 0.0) -> Guided:
+def guided(words: Vocabulary, book: Book, scene: Scene, seed: int, explore: float = 0.0) -> Guided:
     """A walk for the scene; ``explore`` 1 draws every clause uniformly."""
     p = scene.prompt
     return Guided(words, book, p.trigger, p.tone, p.slots, p.goods, p.situation, seed=seed, temperature=TEMPERATURE, explore=explore)
@@ -46,7 +46,7 @@ def by_model(engine: Engine, asked: Sequence[tuple[Scene, Callable[[], Walk]]]) 
     return [future.result() for future in futures]
 
 
-def by_chance(words: Words, book: Book, scene: Scene, seed: int) -> Written:
+def by_chance(words: Vocabulary, book: Book, scene: Scene, seed: int) -> Written:
     """The same book under a uniform choice among the clauses that fit; no model is asked."""
     walk = guided(words, book, scene, seed, explore=1.0)
     walk.start()
@@ -55,7 +55,7 @@ def by_chance(words: Words, book: Book, scene: Scene, seed: int) -> Written:
     return walk.written()
 
 
-def by_teacher(words: Words, book: Book, scene: Scene, seed: int) -> Written:
+def by_teacher(words: Vocabulary, book: Book, scene: Scene, seed: int) -> Written:
     """What the house adapter is taught to choose (``training.research.house``), from its teacher."""
     from training.research.house import Taught  # needs torch
 

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from models.phrasebook.book import GOODS, Book, Clause
 from models.phrasebook.choice import worth
-from models.writer.automaton import Guided, Node, Words
+from models.writer.automaton import Guided, Node, Vocabulary
 from models.writer.base import HOUSE, Base, export_hf, fingerprint, load, locate
 from models.writer.prompt import render
 from training.refit.fit import LINEARS, load_base
@@ -53,7 +53,7 @@ ENOUGH = 0.15  # a judged divergence that fell by less since the last time ends 
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class HouseRecipe:
     """How to teach. Only the upper ``layers`` learn: half of the backward pass, and half of the file."""
 
     steps: int = 30
@@ -111,7 +111,7 @@ def masses(root: Node, p: NDArray[np.float64]) -> dict[tuple[int, ...], float]:
     return found
 
 
-def lesson(words: Words, book: Book, scene: Scene, seed: int) -> Lesson:
+def lesson(words: Vocabulary, book: Book, scene: Scene, seed: int) -> Lesson:
     """Walk one mail under the teacher."""
     prompt = scene.prompt
     walk = Taught(words, book, prompt.trigger, prompt.tone, prompt.slots, prompt.goods, prompt.situation, seed=seed, explore=0.0)
@@ -155,11 +155,11 @@ def loss(model: Any, output: torch.Tensor, lessons: Sequence[Lesson], spoken: np
 
 
 def teach(
-    base: Base, folder: Path, book: Book, recipe: Recipe, keep: Callable[[dict[str, torch.Tensor]], None]
+    base: Base, folder: Path, book: Book, recipe: HouseRecipe, keep: Callable[[dict[str, torch.Tensor]], None]
 ) -> list[tuple[int, float, float]]:
     """Judged divergences by step; ``keep`` gets each adapter, in PEFT's names, that is the best so far. ``folder``: the base for torch."""
     torch.manual_seed(recipe.seed)
-    words = Words(base.tokenizer, base.shape.eos)
+    words = Vocabulary(base.tokenizer, base.shape.eos)
     last = base.shape.layers
     config = LoraConfig(
         r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=LINEARS, layers_to_transform=list(range(last - recipe.layers, last))
@@ -239,7 +239,7 @@ def write(tensors: dict[str, torch.Tensor], base_sha256: str, rank: int, out: Pa
 
 def main() -> None:
     """Teach and write; prints the divergence on unseen goods before and after."""
-    standard = Recipe()
+    standard = HouseRecipe()
     parser = argparse.ArgumentParser(description="Make the house adapter anew.")
     parser.add_argument("--base", default="", help="a .gguf file or a Hugging Face folder; empty: the default model")
     parser.add_argument("--out", type=Path, default=HOUSE)
@@ -248,7 +248,7 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(standard, name))
     parser.add_argument("--learning-rate", type=float, default=standard.learning_rate)
     given = parser.parse_args()
-    recipe = Recipe(
+    recipe = HouseRecipe(
         given.steps, given.batch, given.rank, given.layers, given.learning_rate, given.judge_every, seed=given.seed, threads=given.threads
     )
     path = locate(given.base)

@@ -19,7 +19,7 @@ from models.learning.simulated_reader import Taste, portrait
 from models.mail.slots import ALWAYS
 from models.phrasebook.book import Book
 from models.phrasebook.choice import worth
-from models.writer.automaton import Words
+from models.writer.automaton import Vocabulary
 from models.writer.prompt import Prompt, narrow, render
 from training.research.policy import Kind, Tree, Walked, walk_again
 
@@ -28,7 +28,7 @@ CONTEXT: tuple[tuple[str, ...], str, tuple[str, ...]] = (("category", "product_1
 
 
 @dataclass(frozen=True, slots=True)
-class Mail:
+class SpaceMail:
     """One mail that a prompt's tree holds. ``like``: its portrait."""
 
     walked: Walked
@@ -41,7 +41,7 @@ class Mail:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ground:
+class MailSpace:
     """All mails of one trigger and tone, the tree of their tokens, and their choices as arrays.
 
     An *option* is one way on from a branch of the tree, a *score* stands for a
@@ -52,7 +52,7 @@ class Ground:
     tone: str
     prompt: str
     kind: Kind
-    mails: tuple[Mail, ...]
+    mails: tuple[SpaceMail, ...]
     tree: Tree
     starts: NDArray[np.int64]  # each branch's first option
     taken: NDArray[np.int64]  # options that mails took, mail by mail
@@ -95,7 +95,7 @@ def shortened(book: Book, moves: Sequence[str]) -> Book:
     )
 
 
-def ground_of(words: Words, book: Book, trigger: str, tone: str) -> Ground:
+def mail_space_of(words: Vocabulary, book: Book, trigger: str, tone: str) -> MailSpace:
     """Every mail that the book holds for one context."""
     slots, goods, situation = CONTEXT
     prompt = narrow(Prompt(trigger, tone, "en", ABOUT, goods, situation, slots), book)
@@ -109,7 +109,7 @@ def ground_of(words: Words, book: Book, trigger: str, tone: str) -> Ground:
         walked = walk_again(words, book, render(prompt), kind, clauses)
         if walked is not None:
             paths.append(tree.add(walked))
-            mails.append(Mail(walked, portrait(book, trigger, tone, walked.choices)))
+            mails.append(SpaceMail(walked, portrait(book, trigger, tone, walked.choices)))
     first = dict(zip(tree.branches, itertools.accumulate([0, *map(len, tree.branches.values())]), strict=False))
     score: dict[tuple[str, ...], int] = {}  # by the clauses said, the one it stands for last
     leads: dict[tuple[int, int], None] = {}
@@ -124,7 +124,7 @@ def ground_of(words: Words, book: Book, trigger: str, tone: str) -> Ground:
             leads[taken[-1], score[said[: branch.move + 1]]] = None
     worths = [worth(book.clause(said[-1]), [book.clause(name) for name in said[:-1]]) for said in score]
     among = [[sum(said[:-1] == mail.clauses[:move] for said in score) for move in range(len(every))] for mail in mails]
-    return Ground(
+    return MailSpace(
         *(trigger, tone, render(prompt), kind, tuple(mails), tree),
         starts=np.array(list(first.values())),
         taken=np.array(taken),

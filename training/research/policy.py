@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from models.phrasebook.book import Book, Clause
-from models.writer.automaton import Guided, Ids, Words
+from models.writer.automaton import Guided, Ids, Vocabulary
 from schemas.mail import Choice
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -72,7 +72,7 @@ class _Again(Guided):
 
 
 def walk_again(
-    words: Words,
+    words: Vocabulary,
     book: Book,
     prompt: str,
     kind: Kind,

@@ -40,10 +40,10 @@ from models.learning.tone import SUCCESS, ToneBandit
 from models.phrasebook.book import TONES, Book
 from models.phrasebook.style import styles_of
 from models.writer import base as writer_base
-from models.writer.automaton import Words
+from models.writer.automaton import Vocabulary
 from schemas.config import TrainingSettings, WriterSettings
 from training.feedback.reward import WORTH, reward, weights
-from training.research.mail_space import Ground, ground_of, shortened
+from training.research.mail_space import MailSpace, mail_space_of, shortened
 from training.research.policy import Course, School, Tensors
 from training.research.study_report import write
 
@@ -67,7 +67,7 @@ class World:
 
     school: School
     course: Course
-    grounds: dict[Key, Ground]
+    grounds: dict[Key, MailSpace]
     styles: Styles
     base: Logits = field(default_factory=dict)
 
@@ -203,7 +203,7 @@ class Run:
         return self.world.school.fit(trees, replace(self.world.course, seed=number), serving)
 
 
-def share(ground: Ground, table: NDArray[np.float64], taste: Taste) -> float:
+def share(ground: MailSpace, table: NDArray[np.float64], taste: Taste) -> float:
     """Probability that a mail is all that the reader likes."""
     return float(sum(p for mail, p in zip(ground.mails, table.tolist(), strict=True) if met(mail.like, taste) == 3))
 
@@ -220,8 +220,8 @@ def open_world(home: Path, moves: Sequence[str], course: Course) -> World:
         writer_base.export_hf(writer_base.load(path), folder)
     book = shortened(Book.load(), moves)
     eos = json.loads((folder / "config.json").read_text())["eos_token_id"]
-    words = Words(Tokenizer.from_file(str(folder / "tokenizer.json")), eos)
-    grounds = {(trigger, tone): ground_of(words, book, trigger, tone) for trigger in (*LEARNED, *HELD_OUT) for tone in TONES}
+    words = Vocabulary(Tokenizer.from_file(str(folder / "tokenizer.json")), eos)
+    grounds = {(trigger, tone): mail_space_of(words, book, trigger, tone) for trigger in (*LEARNED, *HELD_OUT) for tone in TONES}
     world = World(School(folder, max(1, (os.cpu_count() or 2) // 2)), course, grounds, styles_of(book))
     world.base = world.logits(None)
     return world

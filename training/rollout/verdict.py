@@ -29,7 +29,7 @@ class Tally(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ReleaseVerdict:
     """``why`` names the figure that worsened, with its counts."""
 
     action: Literal["wait", "promote", "rollback"]
@@ -48,14 +48,14 @@ def worse(bad: int, of: int, bad_before: int, of_before: int) -> float:
     return float(hypergeom.sf(bad - 1, of + of_before, bad + bad_before, of))
 
 
-def decide(now: Tally, before: Tally, number: int, canary: bool, enough: int) -> Verdict:
+def decide(now: Tally, before: Tally, number: int, canary: bool, enough: int) -> ReleaseVerdict:
     """At look ``number``: back where any of three shares is worse than the parent's, on where a canary has ``enough`` mails.
 
     The level is shared out over figures and looks (1 / (k (k + 1)) of it to look k, which sums to 1), so that looking often costs no
     false alarms. Shares of the parent are those of its whole time.
     """
     if number < 1:
-        return Verdict("wait")
+        return ReleaseVerdict("wait")
     level = ALPHA / 3 / (number * (number + 1))
     for name, bad, of, bad_before, of_before in (
         ("guard refusals", now.refused, now.written, before.refused, before.written),
@@ -64,5 +64,5 @@ def decide(now: Tally, before: Tally, number: int, canary: bool, enough: int) ->
     ):
         p = worse(bad, of, bad_before, of_before)
         if p < level:
-            return Verdict("rollback", f"{name}: {bad} of {of} mails, before {bad_before} of {of_before} (p {p:.1g})")
-    return Verdict("promote") if canary and now.mails >= enough else Verdict("wait")
+            return ReleaseVerdict("rollback", f"{name}: {bad} of {of} mails, before {bad_before} of {of_before} (p {p:.1g})")
+    return ReleaseVerdict("promote") if canary and now.mails >= enough else ReleaseVerdict("wait")

@@ -10,7 +10,7 @@ from schemas.mail import Delivery, Feedback
 from schemas.release import Release, Snapshot
 from schemas.topics import CLUSTERS, DELIVERIES, FEEDBACK, RELEASES, VECTORS
 from training.rollout.drift import Drift, nearest
-from training.rollout.verdict import Tally, Verdict, decide, look
+from training.rollout.verdict import ReleaseVerdict, Tally, decide, look
 from transport.tail import Tail
 
 WATCHED = 30 * 86400.0  # seconds of mails and objections that count
@@ -94,13 +94,13 @@ class Watch:
         """Counts of one release in one cluster."""
         return self._tallies.get((cluster, release), Tally())
 
-    def verdict(self, release: Release) -> Verdict:
+    def verdict(self, release: Release) -> ReleaseVerdict:
         """What is to become of a serving release; each look is taken once."""
         which = (release.cluster, release.release_id)
         now = self.tally(*which)
         number = look(now.mails)
         if number <= self._looked.get(which, 0) or release.rolled_back_from is not None:
-            return Verdict("wait")
+            return ReleaseVerdict("wait")
         self._looked[which] = number
         parent = release.parent or "base"
         return decide(now, self.tally(release.cluster, parent), number, release.share < 1.0, self.settings.training.canary_mails)

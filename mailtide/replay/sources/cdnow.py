@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from mailtide.local import jars
-from mailtide.replay.sources import Dated
+from mailtide.replay.sources.dated import Dated
 from mailtide.replay.sources.names import draw, first_name
 from schemas.errors import SourceError
 from schemas.mail import iso

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mailtide.replay.sources import Dated
+from mailtide.replay.sources.dated import Dated
 from mailtide.replay.sources.names import draw, first_name, product_name, readable
 from schemas.errors import SourceError
 from schemas.mail import iso

@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 import msgspec
 
-from mailtide.replay.sources import Dated
+from mailtide.replay.sources.dated import Dated
 from mailtide.replay.sources.names import draw
 from schemas.errors import SourceError
 from schemas.events import Dead, decode

@@ -183,7 +183,7 @@ async def test_a_batch_that_reached_nobody_holds_up_commits_for_ever(bench: Benc
     assert lost.message is not None
     if not guarded:
         monkeypatch.setattr(consumer.Consumer, "_lost", staticmethod(lambda _batch: False))
-    lane = bench.app.lanes[TP(bench.topic, 0)]
+    lane = bench.app.queues[TP(bench.topic, 0)]
     lane.open.discard(lost)
     lane.idle.set()
     bench.app.forget(lost)
@@ -210,7 +210,7 @@ async def test_reading_again_leaves_out_what_was_never_committed(bench: Bench, m
 
         monkeypatch.setattr(driver.AIOKafkaConsumerThread, "seek_to_beginning", nowhere)
     doubtful = await bench.batch(0)
-    bench.app.lanes[TP(bench.topic, 0)].open.discard(doubtful)
+    bench.app.queues[TP(bench.topic, 0)].open.discard(doubtful)
     bench.app._faust.consumer.doubt = True  # type: ignore[union-attr]
     await until(lambda: not bench.app._faust.consumer.doubt)  # type: ignore[union-attr]
     await bench.batch(1)
@@ -280,7 +280,7 @@ async def test_leaving_waits_for_no_batch_that_reached_nobody(bench: Bench, monk
 
     monkeypatch.setattr(consumer.Consumer, "wait_empty", wait_empty)
     lost = await bench.batch(0)
-    bench.app.lanes[TP(bench.topic, 0)].open.discard(lost)
+    bench.app.queues[TP(bench.topic, 0)].open.discard(lost)
     bench.app.grace = 0.1
     await bench.app.stop()
     assert not waited and await bench.committed() == 0

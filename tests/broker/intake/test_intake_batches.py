@@ -102,7 +102,7 @@ async def test_ready_means_recovered_and_full_memory_pauses_fetching(settings: S
         held.append(batch)
 
     def told(series: str) -> float:
-        return {name: figure for name, _, figure in app.told("intake")}[series]
+        return {name: figure for name, _, figure in app.metrics("intake")}[series]
 
     app = BatchApp("ready", settings.kafka, [settings.kafka.topic(EVENTS)], hold, on_assigned=recover, buffer=1, grace=1.0)
     assert not app.ready

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from kafka import KafkaProducer
 
-from models.customer.state import State, dump
+from models.customer.state import CustomerState, dump
 from schemas.config import Settings
 from schemas.mail import Facts, Intent, Source
 from schemas.topics import CUSTOMERS, DELIVERIES, INTENTS
@@ -55,7 +55,7 @@ def test_values_are_printed_as_they_are_and_what_can_t_be_read_is_named_and_pass
 
 
 def test_a_state_that_can_t_be_read_is_one_line(settings: Settings) -> None:
-    publish(settings, (CUSTOMERS, dump(State())[:9]))
+    publish(settings, (CUSTOMERS, dump(CustomerState())[:9]))
     told = show(settings)
     assert (told.returncode, told.stdout, told.stderr.count("\n")) == (1, "", 1), told.stderr
     assert told.stderr.startswith(f"mailtide: the state of customer {CUSTOMER!r} on {settings.kafka.topic(CUSTOMERS)} partition ")

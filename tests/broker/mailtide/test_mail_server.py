@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from mailtide.local import mail_server
-from mailtide.local.mail_server import Outbox, keep
+from mailtide.local.mail_server import LocalMailServer, keep
 from schemas.config import Settings, SmtpSettings
 from schemas.errors import SettingsError
 
@@ -76,7 +76,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
 def test_it_starts_again_on_the_port_it_had(tmp_path: Path) -> None:
     first = mail_server.start(Settings(home=str(tmp_path)))
     first.stop()
-    second = Outbox(tmp_path / "outbox", first.port).start()
+    second = LocalMailServer(tmp_path / "outbox", first.port).start()
     send(second.port, "1@shop.example.com")
     second.stop()
     second.stop()  # twice is once

@@ -25,7 +25,7 @@ from mailtide.local import broker
 from mailtide.local.jars import TOOLS, java, kafka_jars
 from monitoring.http import Probe
 from monitoring.mail import MailFollower
-from monitoring.poll import Collector, Row
+from monitoring.poll import LagPoller, LagRow
 from monitoring.service import serve, wanted_groups
 from monitoring.verdict import State
 from schemas.config import MonitorSettings, Settings
@@ -84,15 +84,15 @@ def watched(settings: Settings) -> Iterator[str]:
         thread.join(60)
 
 
-def told(collector: Collector) -> list[Row]:
+def told(collector: LagPoller) -> list[LagRow]:
     """The rows of commits; those of groups that have none yet stand behind them."""
     return [row for row in collector.look() if row.committed is not None]
 
 
 def test_figures_are_those_of_kafkas_own_tool(settings: Settings) -> None:
     group = fill(settings, {0: 3, 1: 10})
-    collector = Collector(settings, wanted_groups(settings))
-    rows: dict[int, Row] = {}
+    collector = LagPoller(settings, wanted_groups(settings))
+    rows: dict[int, LagRow] = {}
     while not rows or rows[0].lag_seconds is None:  # a busy machine may not read the record within the first look's budget
         rows = {row.partition: row for row in told(collector)}
     collector.close()
@@ -123,7 +123,7 @@ def test_figures_are_those_of_kafkas_own_tool(settings: Settings) -> None:
 def test_what_is_not_committed_yet_is_lag_too(settings: Settings) -> None:
     """A worker that never gets to its first commit must be seen by the alerts: without a row it was not."""
     group = fill(settings, {0: 3})
-    collector = Collector(settings, wanted_groups(settings))
+    collector = LagPoller(settings, wanted_groups(settings))
     for _ in range(2):
         collector.look()
     rows = collector.look()
@@ -139,7 +139,7 @@ def test_what_is_not_committed_yet_is_lag_too(settings: Settings) -> None:
 
 def test_a_group_that_nobody_reads_for_is_stopped(settings: Settings) -> None:
     fill(settings, {0: 3})
-    collector = Collector(settings, wanted_groups(settings))
+    collector = LagPoller(settings, wanted_groups(settings))
     states = [collector.look()[0].state for _ in range(3)]
     collector.close()
     assert states[-1] is State.STOP
@@ -152,7 +152,7 @@ def test_a_group_that_works_in_rounds_has_a_rounds_patience(settings: Settings) 
     server = {"bootstrap_servers": settings.kafka.bootstrap, "metadata_max_age_ms": 500}
     members = [KafkaConsumer(**server, group_id=settings.kafka.prefix + name) for name in names]
     now = time.time()
-    collector = Collector(settings, wanted_groups(settings), clock=lambda: now)
+    collector = LagPoller(settings, wanted_groups(settings), clock=lambda: now)
 
     def states() -> dict[str, State]:
         return {row.group.removeprefix(settings.kafka.prefix): row.state for row in told(collector) if row.partition == 0}
@@ -196,7 +196,7 @@ def test_one_spoilt_topic_or_group_hides_no_other(settings: Settings) -> None:
     admin = KafkaAdminClient(bootstrap_servers=settings.kafka.bootstrap)
     admin.create_topics([NewTopic(gone, 1, 1)])
     commit(settings, group, {TopicPartition(gone, 0): 0})
-    collector = Collector(settings, wanted_groups(settings))
+    collector = LagPoller(settings, wanted_groups(settings))
     try:
         assert {row.topic for row in told(collector)} == {gone, settings.kafka.topic("customer.events")}
         admin.delete_topics([gone])
@@ -212,7 +212,7 @@ def test_data_that_is_lost_is_called_so(settings: Settings) -> None:
     admin = KafkaAdminClient(bootstrap_servers=settings.kafka.bootstrap)
     admin.delete_records({TopicPartition(settings.kafka.topic("customer.events"), 0): 6})
     admin.close()
-    collector = Collector(settings, wanted_groups(settings))
+    collector = LagPoller(settings, wanted_groups(settings))
     rows = told(collector)
     collector.close()
     assert [(row.partition, row.state, row.lag) for row in rows] == [(0, State.DATA_LOSS, 7), (1, State.DATA_LOSS, 0)]
@@ -233,7 +233,7 @@ def test_any_groups_and_the_age_of_each_ones_own_record(settings: Settings) -> N
     for offset, group in enumerate(("anybody", "somebody")):
         commit(settings, settings.kafka.prefix + group, {TopicPartition(topic, 0): offset})
     settings = msgspec.structs.replace(settings, monitor=MonitorSettings(groups=settings.kafka.prefix.replace(".", r"\.") + ".*body"))
-    collector = Collector(settings, wanted_groups(settings), clock=lambda: now)
+    collector = LagPoller(settings, wanted_groups(settings), clock=lambda: now)
     rows = until(lambda: [rows := collector.look()] and all(row.lag_seconds is not None for row in rows) and rows)
     collector.close()
     assert [(row.lag, round(row.lag_seconds or 0)) for row in rows] == [(3, 5000), (2, 4000)]

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from mailtide.local import mail_server
-from mailtide.local.mail_server import Keeper, Outbox
+from mailtide.local.mail_server import LocalMailServer, StoringHandler
 from schemas.config import SendingSettings, Settings, SmtpSettings, Trigger
 from schemas.mail import Claim, Delivery, Draft, Facts, Gone, Intent, Product, Source, Standing, Watermark, encode, intent_id, iso
 from schemas.topics import CLAIMS, DELIVERIES, DRAFTS, EVENTS, GATE
@@ -226,7 +226,7 @@ async def test_an_order_that_intake_has_not_read_yet_cancels(local: Settings) ->
     assert b.mails() == []
 
 
-class Moody(Keeper):
+class Moody(StoringHandler):
     """A mail server with a mood for each customer."""
 
     def __init__(self, folder: Path) -> None:
@@ -255,7 +255,7 @@ class Moody(Keeper):
 
 
 async def test_what_the_server_says_decides(settings: Settings) -> None:
-    server = Outbox(Path(settings.home) / "outbox", 0, Moody(Path(settings.home) / "outbox")).start()
+    server = LocalMailServer(Path(settings.home) / "outbox", 0, Moody(Path(settings.home) / "outbox")).start()
     local, names = with_smtp(settings, server.port), ("fine", "soon", "never", "rcpt", "drop")
     know(local, *names)
     try:
@@ -296,7 +296,7 @@ async def test_an_outage_delays_and_claims_nothing(settings: Settings) -> None:
         async with serving(local):
             await b.outcomes(1)
             assert b.claims() == []
-            server = Outbox(Path(settings.home) / "outbox", port).start()
+            server = LocalMailServer(Path(settings.home) / "outbox", port).start()
             try:
                 await b.outcomes(2)
             finally:
@@ -304,7 +304,7 @@ async def test_an_outage_delays_and_claims_nothing(settings: Settings) -> None:
     assert len(b.mails()) == 1
 
 
-class Silent(Keeper):
+class Silent(StoringHandler):
     """Takes the mail and never answers."""
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
@@ -316,7 +316,7 @@ class Silent(Keeper):
 async def test_a_sender_killed_between_claim_and_answer_leaves_an_unknown(settings: Settings) -> None:
     """And few of them: what waits for a free connection isn't claimed yet."""
     folder = Path(settings.home) / "outbox"
-    silent = Outbox(folder, 0, Silent(folder)).start()
+    silent = LocalMailServer(folder, 0, Silent(folder)).start()
     quick = msgspec.structs.replace(settings, kafka=msgspec.structs.replace(settings.kafka, session_timeout=6.0))
     local, names = with_smtp(quick, silent.port, connections=1), [f"ada{n}" for n in range(40)]
     know(local, *names, "bea")

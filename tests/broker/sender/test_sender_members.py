@@ -49,7 +49,7 @@ async def test_a_third_sender_of_two_partitions_does_no_harm(settings: Settings)
 
         def shared() -> bool:
             """All three are in the group, and each partition lies with one of them; or one has given up."""
-            here = sorted(number for one in senders for number in one.desks)
+            here = sorted(number for one in senders for number in one.queues)
             return any(task.done() for task in running) or (all(one.joined for one in senders) and here == [0, 1])
 
         try:

@@ -31,7 +31,7 @@ from schemas.topics import CLUSTERS, DELIVERIES, FEEDBACK, VECTORS
 from streams.writer.releases import Releases
 from tests.broker.training.trainers import environment, teach, tuned
 from tests.tiny_model import lora, tiny
-from training.feedback.examples import Row, follow, rows
+from training.feedback.examples import ExampleRow, follow, rows
 from training.refit.search import best_settings
 from training.rollout import artifacts, releases
 from training.rollout.lineage import reverted, successor
@@ -215,7 +215,7 @@ def test_newer_examples_lean_the_release_that_serves(settings: Settings, tmp_pat
         assert releases.serving(ready)["c1"] == watching.watch.serving["c1"] == back
 
 
-def mails_of(watching: Trainer, settings: Settings) -> list[Row]:
+def mails_of(watching: Trainer, settings: Settings) -> list[ExampleRow]:
     """What is on the topic now, without a look at what serves."""
     folder = watching.folder / "examples"
     follow(settings, folder)

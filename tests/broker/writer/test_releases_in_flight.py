@@ -66,7 +66,7 @@ async def test_twenty_releases_publish_while_two_hundred_mails_are_in_flight(
         await put(out, ready, intent(-1))
         await reader.until(lambda d: len(d) == 1 or task.done())  # the writer has its partitions
         reader.drafts.clear()
-        desk = stage._desk[-1]
+        desk = stage._serving[-1]
         each = MAILS // PUBLISHED
         for turn, release in enumerate(published):
             await asyncio.gather(*(put(out, ready, intent(n)) for n in range(turn * each, (turn + 1) * each)))

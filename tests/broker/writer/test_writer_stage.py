@@ -163,7 +163,7 @@ async def test_a_mail_that_takes_long_is_no_standstill(tiny_settings: Settings, 
         async with publishing(tiny_settings) as out, Reader(tiny_settings) as reader, serving(tiny_settings):
             await put(out, tiny_settings, intent(1))
             async with asyncio.timeout(60):
-                while not stage._desk or not stage._desk[-1].writing:
+                while not stage._serving or not stage._serving[-1].writing:
                     await asyncio.sleep(0.02)
                 begun = figure()
                 while figure() < begun + 3:

@@ -13,7 +13,7 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
 from monitoring.metrics import Series
-from monitoring.poll import Collector
+from monitoring.poll import LagPoller
 from schemas.config import Settings
 from streams.metrics import DECLARED
 from tests.paths import ROOT
@@ -57,7 +57,7 @@ def test_every_rule_has_a_test_in_which_it_fires_and_a_line_in_the_manual() -> N
 
 def test_rules_and_dashboard_ask_for_series_that_exist() -> None:
     registry = CollectorRegistry()
-    registry.register(Series(Collector(Settings(), lambda _name: True)))
+    registry.register(Series(LagPoller(Settings(), lambda _name: True)))
     text = generate_latest(registry).decode()
     known = {*DECLARED, *re.findall(r"^# TYPE (\S+)", text, re.M), "process_resident_memory_bytes", "up"}
     for expression in [*EXPRESSIONS, *(rule["expr"] for rule in RULES)]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from mailtide.cli import lag
 from monitoring import poll
 from monitoring.metrics import Series
-from monitoring.poll import Collector, Row
+from monitoring.poll import LagPoller, LagRow
 from monitoring.service import wanted_groups
 from monitoring.verdict import State
 from schemas.config import KafkaSettings, Settings
@@ -54,15 +54,15 @@ class Cluster:
         return {name: {"group_state": "Empty", "members": []} for name in names}
 
 
-def collector_of(cluster: Cluster, group: str | None = None, **expected: Any) -> Collector:
+def collector_of(cluster: Cluster, group: str | None = None, **expected: Any) -> LagPoller:
     settings = Settings(kafka=KafkaSettings(prefix="p."))
-    collector = Collector(settings, wanted_groups(settings, group), clock=lambda: 0.0, **expected)
+    collector = LagPoller(settings, wanted_groups(settings, group), clock=lambda: 0.0, **expected)
     collector._admin = cluster
     collector._ages = SimpleNamespace(of=lambda asked: dict.fromkeys(((place, at) for _, place, at in asked), 0.0))  # type: ignore[assignment]
     return collector
 
 
-def looked(group: str | None = None, **expected: Any) -> list[Row]:
+def looked(group: str | None = None, **expected: Any) -> list[LagRow]:
     collector = collector_of(Cluster(), group, **expected)
     for _ in range(2):
         collector.look()

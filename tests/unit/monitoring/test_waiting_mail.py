@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitoring.mail import LONG_WINDOW, MailFollower, Open, Rate, Waiting, waiting
+from monitoring.mail import LONG_WINDOW, MailFollower, OpenMail, Rate, Waiting, waiting
 from schemas.config import Settings
 from schemas.mail import Delivery, Draft, Facts, Intent, Source, encode, iso
 from schemas.topics import DELIVERIES, DRAFTS, INTENTS
@@ -38,17 +38,17 @@ def follow(*records: tuple[str, Any], settings: Settings | None = None) -> MailF
 
 def test_care_goes_first_and_what_stands_behind_is_late() -> None:
     line = [
-        Open("welcome", 5, NOW - 50, NOW + 30),
-        Open("welcome", 5, NOW - 40, NOW + 29),
-        Open("care", 0, NOW - 5, NOW + 11, drafted=True),
+        OpenMail("welcome", 5, NOW - 50, NOW + 30),
+        OpenMail("welcome", 5, NOW - 40, NOW + 29),
+        OpenMail("care", 0, NOW - 5, NOW + 11, drafted=True),
     ]
     # One outcome in 10 s: care after 10 s, the others after 20 and 30.
     assert waiting(line, 0.1, NOW) == [Waiting("writer", "welcome", 2, 50.0, 1), Waiting("sender", "care", 1, 5.0, 0)]
 
 
 def test_without_any_rate_all_will_be_late_and_what_is_not_due_yet_has_its_time() -> None:
-    assert waiting([Open("welcome", 5, NOW, NOW + 1e6)], 0.0, NOW)[0].will_expire == 1
-    assert waiting([Open("welcome", 5, NOW + 500, NOW + 600)], 1.0, NOW)[0].will_expire == 0
+    assert waiting([OpenMail("welcome", 5, NOW, NOW + 1e6)], 0.0, NOW)[0].will_expire == 1
+    assert waiting([OpenMail("welcome", 5, NOW + 500, NOW + 600)], 1.0, NOW)[0].will_expire == 0
     assert waiting([], 0.0, NOW) == []
 
 

@@ -19,7 +19,7 @@ from streams.progress import WORK, Stalls, Work, work
         ([5, 5, 5, 5], False, [False] * 4),
         ([5, 6, 7, 8], True, [False] * 4),
         ([5, 5, 6, 6], True, [False] * 4),
-        ([5, 5, 4, 4], True, [False] * 4),  # another lane of the same name: a new beginning
+        ([5, 5, 4, 4], True, [False] * 4),  # another queue of the same name: a new beginning
     ],
 )
 def test_no_progress_with_work_left(figures: list[int], left: bool, stuck: list[bool]) -> None:
@@ -47,7 +47,7 @@ def _lane(partition: int, **more: Any) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(
-    ("lane", "handling", "commits"),
+    ("queue", "handling", "commits"),
     [
         ({}, False, False),
         ({"behind": True}, True, False),  # the broker has more than was fetched
@@ -58,8 +58,8 @@ def _lane(partition: int, **more: Any) -> SimpleNamespace:
         ({"next": 0, "committed": 0}, False, False),
     ],
 )
-def test_what_a_partition_shows(lane: dict[str, Any], handling: bool, commits: bool) -> None:
-    app: Any = SimpleNamespace(lanes={1: _lane(1, **lane), 2: _lane(2, ready=False), 3: _lane(3, draining=True)})
+def test_what_a_partition_shows(queue: dict[str, Any], handling: bool, commits: bool) -> None:
+    app: Any = SimpleNamespace(queues={1: _lane(1, **queue), 2: _lane(2, ready=False), 3: _lane(3, draining=True)})
     found = BatchApp.work(app)
     assert {name: one.left for name, one in found.items()} == {"t/1": handling, "t/1 commits": commits}
 

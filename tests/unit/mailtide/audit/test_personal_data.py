@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mailtide.audit.personal_data import _addresses, personal, written
-from models.customer.state import Pending, State, Timer, dump, pack
+from models.customer.state import CustomerState, Pending, Timer, dump, pack
 from schemas.mail import Facts
 
 
@@ -31,7 +31,7 @@ def test_personal_data(key: bytes, value: bytes, says: str) -> None:
 
 
 def _state(pending: tuple[float, ...] = (), told: str = "") -> bytes:
-    state = State(counts={"Order Completed": 2})
+    state = CustomerState(counts={"Order Completed": 2})
     if pending:
         state.pending = [Pending.of(0.0, pending)]
     if told:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mailtide.local import restarting
-from mailtide.local.restarting import Keeper
+from mailtide.local.restarting import RestartingServer
 from mailtide.process import failure_reason
 from mailtide.process.children import pause, spawn
 from mailtide.process.shutdown import Halt
@@ -33,14 +33,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Iterator[Callable[..., Keeper]]:
-    made: list[Keeper] = []
+def kept(tmp_path: Path) -> Iterator[Callable[..., RestartingServer]]:
+    made: list[RestartingServer] = []
     log = tmp_path / "broker.log"
 
-    def make(launch: Callable[[], Died] | None = None, **more: object) -> Keeper:
+    def make(launch: Callable[[], Died] | None = None, **more: object) -> RestartingServer:
         again = launch or (lambda: spawn(SLEEPS, log))
         args = {"answers": lambda process, _done: process.poll() is None, "halted": lambda: False} | more
-        made.append(Keeper("kafka", spawn(SLEEPS, log), again, output=log, **args))  # type: ignore[arg-type]
+        made.append(RestartingServer("kafka", spawn(SLEEPS, log), again, output=log, **args))  # type: ignore[arg-type]
         made[-1].start()
         return made[-1]
 
@@ -59,7 +59,7 @@ def until(true: Callable[[], object]) -> None:
 
 
 def test_what_dies_is_started_again_and_the_log_says_so(
-    kept: Callable[..., Keeper], impatient: list[int], capsys: pytest.CaptureFixture[str]
+    kept: Callable[..., RestartingServer], impatient: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = kept()
     for deaths in (1, 2):
@@ -76,7 +76,7 @@ def test_what_dies_is_started_again_and_the_log_says_so(
 
 
 def test_one_that_cant_be_launched_or_never_serves_is_tried_with_longer_pauses(
-    kept: Callable[..., Keeper], impatient: list[int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    kept: Callable[..., RestartingServer], impatient: list[int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     fates: list[Callable[[], Died]] = [lambda: spawn(SLEEPS, tmp_path / "x"), lambda: spawn(["false"], tmp_path / "x"), taken]
     one = kept(lambda: fates.pop()(), answers=lambda process, _done: process.args == SLEEPS or process.wait() == 0)
@@ -91,7 +91,7 @@ def taken() -> Died:
     raise KafkaUnavailable("port 1 is taken")
 
 
-def test_no_start_outlasts_the_end(kept: Callable[..., Keeper], tmp_path: Path) -> None:
+def test_no_start_outlasts_the_end(kept: Callable[..., RestartingServer], tmp_path: Path) -> None:
     begun = threading.Event()
 
     def answers(process: Died, over: Callable[[], bool]) -> bool:
@@ -106,7 +106,7 @@ def test_no_start_outlasts_the_end(kept: Callable[..., Keeper], tmp_path: Path) 
     assert one.process.returncode == -signal.SIGKILL
 
 
-def test_what_dies_while_all_ends_is_left_dead(kept: Callable[..., Keeper], impatient: list[int]) -> None:
+def test_what_dies_while_all_ends_is_left_dead(kept: Callable[..., RestartingServer], impatient: list[int]) -> None:
     looked = threading.Semaphore(0)
 
     def halted() -> bool:

@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailtide.replay import publish
-from mailtide.replay.sources import Dated, cdnow, complete_journey, open_source
+from mailtide.replay.sources import cdnow, complete_journey
+from mailtide.replay.sources.dated import Dated
 from mailtide.replay.sources.names import FIRST_NAMES, draw, first_name, product_name, readable
+from mailtide.replay.sources.opening import open_source
 from schemas.errors import SourceError
 from schemas.events import Event, decode
 

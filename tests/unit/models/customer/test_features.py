@@ -13,7 +13,7 @@ from models.customer.features import DAY, apply, ever_bought
 from models.customer.known import cluster_vector, entropy, named, visit_vector
 from models.customer.local_time import Quiet, local, local_day
 from models.customer.recent import repeated
-from models.customer.state import GRID, KEPT_CATEGORIES, MOST_CATEGORIES, RECENT, Category, State, dump, load
+from models.customer.state import GRID, KEPT_CATEGORIES, MOST_CATEGORIES, RECENT, Category, CustomerState, dump, load
 from models.mail.gate import quiet_until
 from models.triggers.passes import Pass
 from schemas.config import SendingSettings, ShopSettings, Trigger
@@ -29,7 +29,7 @@ def event(at: float, kind: str = "Order Completed", offset: int = 0, total: floa
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 200)), min_size=1, max_size=30), st.integers(0, 90))
 def test_decays_equal_a_naive_sum(orders: list[tuple[int, int]], later: int) -> None:
-    state, at, seen = State(), START, list[tuple[float, float]]()
+    state, at, seen = CustomerState(), START, list[tuple[float, float]]()
     for days, total in orders:
         at += days * DAY
         seen.append((at, float(total)))
@@ -52,7 +52,7 @@ def order(at: float, *kinds: str, coupon: str = "") -> Event:
 
 @given(st.integers(0, 90), st.integers(0, 90), st.booleans(), st.integers(1, 3))
 def test_a_coupon_counts_once_and_with_its_order(first: int, second: int, named_again: bool, times: int) -> None:
-    state = State()
+    state = CustomerState()
     apply(state, event(START), "UTC")
     for _ in range(times):
         apply(state, event(START + first * DAY, "Coupon Applied"), "UTC")
@@ -69,7 +69,7 @@ kinds = st.lists(st.integers(0, MOST_CATEGORIES + 20).map("kind {}".format), min
 
 @given(st.lists(st.tuples(st.floats(-2, 60), kinds), min_size=1, max_size=30))
 def test_the_mix_of_goods_equals_a_sum_over_all_that_is_remembered(orders: list[tuple[float, list[str]]]) -> None:
-    state, at, bought = State(), START, set[str]()
+    state, at, bought = CustomerState(), START, set[str]()
     for days, names in orders:
         at += days * DAY
         apply(state, order(at, *names), "UTC")
@@ -85,7 +85,7 @@ def test_the_mix_of_goods_equals_a_sum_over_all_that_is_remembered(orders: list[
 
 
 def test_what_was_bought_and_forgotten_is_never_taken_for_new() -> None:
-    state = State()
+    state = CustomerState()
     for n in range(150):
         apply(state, order(START + n * DAY, f"kind {n}"), "UTC")
     assert all(ever_bought(state, f"kind {n}") for n in range(150))
@@ -95,7 +95,7 @@ def test_what_was_bought_and_forgotten_is_never_taken_for_new() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 200), st.floats(0, 4 * 3600)), max_size=200))
 def test_message_ids_are_known_for_64_events_and_a_day(said: list[tuple[int, float]]) -> None:
-    state, seen, at = State(), list[tuple[str, float]](), START
+    state, seen, at = CustomerState(), list[tuple[str, float]](), START
     for number, later in said:
         at += later
         name = f"m-{number}"
@@ -109,7 +109,7 @@ def test_message_ids_are_known_for_64_events_and_a_day(said: list[tuple[int, flo
 
 
 def test_old_message_ids_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = State()
+    state = CustomerState()
     for n in range(300):
         state.newest = START + n * DAY
         assert not repeated(state, f"m-{n}", START + n * DAY)
@@ -149,7 +149,7 @@ def test_quiet_hours_that_are_none_are_a_setting_to_mend(hours: tuple[str, str],
 
 def test_a_state_of_another_version_is_one_line_with_its_mend() -> None:
     with pytest.raises(StoreError, match="not of version"):
-        load(b"\xdc\x00\x11\x07" + dump(State())[4:])
+        load(b"\xdc\x00\x11\x07" + dump(CustomerState())[4:])
 
 
 def test_an_order_before_the_mail_is_not_credited_to_it() -> None:

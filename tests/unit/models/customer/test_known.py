@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.customer.known import NAMES, cluster_vector, entropy, named, visit_vector
-from models.customer.state import Mix, Orders, State, Visits
+from models.customer.state import CustomerState, Mix, Orders, Visits
 from models.triggers.passes import Pass, describe
 from schemas.config import SendingSettings, ShopSettings
 from schemas.events import Dead, decode
@@ -27,7 +27,7 @@ mixes = st.builds(Mix, total=any_number, logs=any_number)
 @settings(deadline=None, max_examples=500)
 @given(visits, orders, mixes)
 def test_nothing_raises_on_any_state(visits: Visits, orders: Orders, mix: Mix) -> None:
-    state = State(visits=visits, orders=orders, mix=mix)
+    state = CustomerState(visits=visits, orders=orders, mix=mix)
     known = named(state, 1.8e9)
     for name in NAMES:
         float(known[name])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.customer.features import DAY, apply, standing
-from models.customer.state import State, load
+from models.customer.state import CustomerState, load
 from models.triggers.passes import Pass
 from schemas.config import SendingSettings, ShopSettings, Trigger
 from schemas.events import MAX_AHEAD, Event, Item, Properties
@@ -37,7 +37,7 @@ words = st.sampled_from(
 
 
 def after(events: list[Event]) -> tuple[Any, ...]:
-    state = State()
+    state = CustomerState()
     for event in events:
         standing(state, event)
     own = state.standing
@@ -75,7 +75,7 @@ def order(at: float, total: float, offset: int = 0) -> Event:
 
 
 def test_a_late_order_weighs_what_its_age_is_and_is_not_the_last() -> None:
-    due, late = State(), State()
+    due, late = CustomerState(), CustomerState()
     first, second = order(START, 10.0), order(START + 45 * DAY, 30.0)
     for one in (first, second):
         apply(due, one, "UTC")

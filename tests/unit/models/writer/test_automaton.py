@@ -14,7 +14,7 @@ from models.mail import guard
 from models.mail.slots import ALWAYS, slots_in
 from models.phrasebook.book import GOODS, TONES, Book, Chapter, Clause
 from models.phrasebook.choice import SLOT_REPEATS
-from models.writer.automaton import Free, Guided, Words, Written, ban, formed
+from models.writer.automaton import Free, Guided, Vocabulary, Written, ban, formed
 from models.writer.base import load
 from tests.tiny_model import tiny
 
@@ -22,9 +22,9 @@ FACTS = ("product_1", "product_2", "price_1", "category", "order_date", "offer",
 
 
 @pytest.fixture(scope="module")
-def words() -> Words:
+def words() -> Vocabulary:
     base = load(tiny(), house=None)
-    return Words(base.tokenizer, base.shape.eos)
+    return Vocabulary(base.tokenizer, base.shape.eos)
 
 
 BOOK = Book.load()
@@ -51,7 +51,7 @@ def play(walk: Any, rng: np.random.Generator) -> tuple[Written, list[int]]:
     explore=st.sampled_from([0.0, 0.1, 1.0]),
 )
 def test_a_guided_draft_is_always_within_the_book(
-    words: Words, trigger: str, tone: str, goods: str, facts: set[str], situation: tuple[str, ...], seed: int, explore: float
+    words: Vocabulary, trigger: str, tone: str, goods: str, facts: set[str], situation: tuple[str, ...], seed: int, explore: float
 ) -> None:
     slots = facts | set(BOOK.chapter(trigger).facts)
     walk = Guided(words, BOOK, trigger, tone, slots, goods, situation, seed=seed, explore=explore)
@@ -66,7 +66,7 @@ def test_a_guided_draft_is_always_within_the_book(
     assert all(0 < choice.propensity <= 1 for choice in draft.choices)
 
 
-def test_segments_joined_are_the_draft_as_the_tokenizer_sees_it(words: Words) -> None:
+def test_segments_joined_are_the_draft_as_the_tokenizer_sees_it(words: Vocabulary) -> None:
     walk = Guided(words, BOOK, "welcome", "warm", {"product_1"}, "coffee_tea", (), seed=3)
     draft, fed = play(walk, np.random.default_rng(1))
     assert words.encode(draft.text)[: len(fed)] == tuple(fed)
@@ -77,7 +77,7 @@ def _book(*texts: str) -> Book:
     return Book([Chapter("t", ("subject",), frozenset(), frozenset(), clauses, {}, "t.toml")])
 
 
-def test_propensity_is_that_of_the_policy(words: Words) -> None:
+def test_propensity_is_that_of_the_policy(words: Vocabulary) -> None:
     """Frequencies of 4,000 draws against the logged mixture; one clause is the beginning of another."""
     book = _book("Hello there", "Hello there again", "Your cup is empty", "Good morning")
     counts: Counter[str] = Counter()
@@ -97,7 +97,7 @@ def test_propensity_is_that_of_the_policy(words: Words) -> None:
         assert counts[clause] / 4000 == pytest.approx(p, abs=4 * (p * (1 - p) / 4000) ** 0.5 + 1e-3)
 
 
-def test_ban_spares_words_and_takes_digits_money_and_braces(words: Words) -> None:
+def test_ban_spares_words_and_takes_digits_money_and_braces(words: Vocabulary) -> None:
     out = ban(words)
     for token in range(len(out)):
         text = words.tokenizer.decode([token], skip_special_tokens=False)
@@ -108,7 +108,7 @@ def test_ban_spares_words_and_takes_digits_money_and_braces(words: Words) -> Non
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**62))
-def test_free_words_hold_whole_known_slots_and_no_digits(words: Words, seed: int) -> None:
+def test_free_words_hold_whole_known_slots_and_no_digits(words: Vocabulary, seed: int) -> None:
     rng = np.random.default_rng(seed)
     allowed = np.flatnonzero(ban(words) == 0)
     walk = Free(words, {"product_1", "offer"}, seed=seed, limit=60)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.phrasebook.book import Book
-from models.writer.automaton import Guided, Node, Words, lean
+from models.writer.automaton import Guided, Node, Vocabulary, lean
 from models.writer.base import load
 from tests.tiny_model import tiny
 
@@ -19,9 +19,9 @@ KIND = ("welcome", "warm", (), "general", ())
 
 
 @pytest.fixture(scope="module")
-def words() -> Words:
+def words() -> Vocabulary:
     base = load(tiny(), house=None)
-    return Words(base.tokenizer, base.shape.eos)
+    return Vocabulary(base.tokenizer, base.shape.eos)
 
 
 def trie(paths: list[tuple[int, ...]]) -> Node:
@@ -45,7 +45,7 @@ def test_a_place_leans_as_the_mean_of_the_clauses_below_it(paths: list[tuple[int
         assert value == pytest.approx(math.log(sum(map(math.exp, below)) / len(below)), abs=1e-9)
 
 
-def first_subjects(words: Words, odds: dict[str, float], draws: int) -> list[tuple[str, float]]:
+def first_subjects(words: Vocabulary, odds: dict[str, float], draws: int) -> list[tuple[str, float]]:
     found = []
     for seed in range(draws):
         walk = Guided(words, BOOK, *KIND, seed=seed, explore=0.0, odds=odds)
@@ -56,7 +56,7 @@ def first_subjects(words: Words, odds: dict[str, float], draws: int) -> list[tup
     return found
 
 
-def test_a_clause_that_feedback_speaks_for_is_chosen_more_often_and_its_propensity_says_so(words: Words) -> None:
+def test_a_clause_that_feedback_speaks_for_is_chosen_more_often_and_its_propensity_says_so(words: Vocabulary) -> None:
     liked = BOOK.clauses("welcome", "subject", "warm")[2].id
     without, leaning = first_subjects(words, {}, 300), first_subjects(words, {liked: 3.0}, 300)
     before, after = (sum(clause == liked for clause, _ in found) / 300 for found in (without, leaning))

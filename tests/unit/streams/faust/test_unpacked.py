@@ -12,7 +12,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.faust.consumer import Unpacked
+from streams.faust.consumer import UnpackedRecords
 
 VALUES = st.none() | st.binary(max_size=8)
 HEADERS = st.lists(st.tuples(st.text(max_size=3), st.none() | st.binary(max_size=3)), max_size=2)
@@ -79,7 +79,7 @@ def test_they_are_what_aiokafka_gives(steps: list[Step], committed: bool, data: 
     raw, aborted, void = stored(steps)
     since = data.draw(st.integers(0, len(steps[0].records) - 1))  # within the first batch: a broker sends it whole
     told = (aborted, READ_COMMITTED) if committed else (None, READ_UNCOMMITTED)
-    theirs, ours = _fetched(raw, since, *told), Unpacked(_fetched(raw, since, *told))
+    theirs, ours = _fetched(raw, since, *told), UnpackedRecords(_fetched(raw, since, *told))
     expected = [_plain(record) for record in theirs]
     assert [_plain(record) for record in ours] == expected
     assert ours.next_fetch_offset == theirs.next_fetch_offset
@@ -91,6 +91,6 @@ def test_they_are_what_aiokafka_gives(steps: list[Step], committed: bool, data: 
 def test_records_of_an_old_format_know_no_transactions() -> None:
     builder = LegacyRecordBatchBuilder(1, 0, 1 << 20)
     builder.append(0, timestamp=1000, key=b"k", value=b"v")
-    ours = Unpacked(_fetched(bytes(builder.build()), 0, [], READ_COMMITTED))
+    ours = UnpackedRecords(_fetched(bytes(builder.build()), 0, [], READ_COMMITTED))
     assert [(record.key, record.value) for record in ours] == [(b"k", b"v")]
     assert ours.next_fetch_offset == 1

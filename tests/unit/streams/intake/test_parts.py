@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import StoreError
-from streams.intake.route import FORWARDED, MOST_MOVES, ORIGIN, Places, sift
+from streams.intake.route import FORWARDED, MOST_MOVES, ORIGIN, Topology, route
 from streams.intake.schedule import Schedule
 from streams.intake.store import CLOCK, Clock, Store, _merge
 from transport.clients import partition_of
@@ -138,14 +138,14 @@ class Gathered:
         self.large.append(tries)
 
 
-PLACES = Places("customer.events", "customer.events.dlq", 6)
+PLACES = Topology("customer.events", "customer.events.dlq", 6)
 BODY = b'{"type": "page", "userId": "c-1", "timestamp": "2025-01-01T00:00:00Z"}'
 
 
 def test_an_event_at_home_stays() -> None:
     out: Any = Gathered()
     home = partition_of(b"c-1", 6)
-    sifted = sift([Record(BODY)], PLACES, home, 2e9, out)
+    sifted = route([Record(BODY)], PLACES, home, 2e9, out)
     assert [event.customer for event in sifted.events] == ["c-1"]
     assert (sifted.counts, out.added) == ({"read": 1}, [])
 
@@ -154,12 +154,12 @@ def test_a_stray_goes_home_once_and_keeps_an_identity() -> None:
     out: Any = Gathered()
     home = partition_of(b"c-1", 6)
     away = (home + 1) % 6
-    sifted = sift([Record(BODY, headers=(("traceparent", b"t"),))], PLACES, away, 2e9, out)
+    sifted = route([Record(BODY, headers=(("traceparent", b"t"),))], PLACES, away, 2e9, out)
     assert (sifted.events, sifted.counts) == ([], {"forwarded": 1, "read": 0})
     topic, partition, key, value, headers, timestamp = out.added[0]
     assert (topic, partition, key, value, timestamp) == ("customer.events", home, b"c-1", BODY, None)
     assert headers == (("traceparent", b"t"), (FORWARDED, b"1"), (ORIGIN, f"{away}:4".encode()))
-    arrived = [sift([Record(BODY, offset=n, headers=headers)], PLACES, home, 2e9, Gathered()).events[0] for n in (8, 9)]  # type: ignore[arg-type]
+    arrived = [route([Record(BODY, offset=n, headers=headers)], PLACES, home, 2e9, Gathered()).events[0] for n in (8, 9)]  # type: ignore[arg-type]
     assert arrived[0].message_id == arrived[1].message_id != ""
 
 
@@ -169,7 +169,7 @@ def test_a_header_that_anybody_may_write_keeps_no_event_in_a_foreign_partition(v
     home = partition_of(b"c-1", 6)
     out: Any = Gathered()
     record = Record(BODY, headers=((FORWARDED, value), (ORIGIN, b"7:1"), ("h", b"v")))  # type: ignore[arg-type]
-    assert sift([record], PLACES, (home + 1) % 6, 2e9, out).counts == {"forwarded": 1, "read": 0}
+    assert route([record], PLACES, (home + 1) % 6, 2e9, out).counts == {"forwarded": 1, "read": 0}
     headers = out.added[0][4]
     assert [name for name, _ in headers] == ["h", FORWARDED, ORIGIN]
     assert dict(headers)[ORIGIN] == b"7:1"
@@ -181,7 +181,7 @@ def test_a_record_that_is_moved_to_and_fro_is_set_aside_at_last() -> None:
     record, moved = Record(BODY), 0
     while True:
         out: Any = Gathered()
-        counts = sift([record], PLACES, (home + 1) % 6, 2e9, out).counts
+        counts = route([record], PLACES, (home + 1) % 6, 2e9, out).counts
         topic, _, _, _, headers, _ = out.added[0]
         if topic == "customer.events.dlq":
             break
@@ -192,7 +192,7 @@ def test_a_record_that_is_moved_to_and_fro_is_set_aside_at_last() -> None:
 
 def test_a_dead_letter_is_unchanged_but_for_its_headers() -> None:
     out: Any = Gathered()
-    sifted = sift([Record(b"ann@shop.example", None, 9, headers=(("h", b"v"),))], PLACES, 3, 2e9, out)
+    sifted = route([Record(b"ann@shop.example", None, 9, headers=(("h", b"v"),))], PLACES, 3, 2e9, out)
     assert sifted.counts == {"dead.not_json": 1, "read": 0}
     topic, partition, key, value, headers, timestamp = out.added[0]
     assert (topic, partition, key, value, timestamp) == ("customer.events.dlq", 0, None, b"ann@shop.example", 77)
@@ -204,21 +204,21 @@ def test_a_dead_letter_is_unchanged_but_for_its_headers() -> None:
 def test_a_large_dead_letter_has_a_shorter_one_behind_it_and_its_place_for_the_log() -> None:
     out: Any = Gathered()
     headers = (("h", b"v"), ("null", None))
-    sifted = sift([Record(b"x" * (2 << 20), b"k" * 100_000, headers=headers)], PLACES, 3, 2e9, out)  # type: ignore[arg-type]
+    sifted = route([Record(b"x" * (2 << 20), b"k" * 100_000, headers=headers)], PLACES, 3, 2e9, out)  # type: ignore[arg-type]
     assert (sifted.counts, out.added) == ({"dead.too_large": 1, "read": 0}, [])
     ((whole, short), place) = out.large[0]
     assert place == {"topic": "customer.events", "partition": 3, "offset": 4}
     assert (whole.key, whole.value, whole.headers[:2]) == (b"k" * 100_000, b"x" * (2 << 20), headers)
     assert (short.key, short.value) == (b"k" * CUT_BYTES, b"x" * CUT_BYTES)
     assert short.headers == (*whole.headers, (CUT, str((2 << 20) + 100_000 + len("hvnull")).encode()))
-    sift([Record(b"{", headers=(("h", b"v" * (2 << 20)),))], PLACES, 3, 2e9, out)
+    route([Record(b"{", headers=(("h", b"v" * (2 << 20)),))], PLACES, 3, 2e9, out)
     assert "h" not in dict(out.large[1][0][1].headers)
 
 
 def test_a_large_stray_is_set_aside_where_its_home_refuses_it() -> None:
     out: Any = Gathered()
     home = partition_of(b"c-1", 6)
-    sifted = sift([Record(BODY, headers=(("h", b"v" * (1 << 20)),))], PLACES, (home + 1) % 6, 2e9, out)
+    sifted = route([Record(BODY, headers=(("h", b"v" * (1 << 20)),))], PLACES, (home + 1) % 6, 2e9, out)
     assert (sifted.counts, out.added) == ({"forwarded": 1, "read": 0}, [])
     forward, whole, short = out.large[0][0]
     assert [record.topic for record in (forward, whole, short)] == ["customer.events", "customer.events.dlq", "customer.events.dlq"]

@@ -11,8 +11,8 @@ from unittest.mock import MagicMock
 import pytest
 from aiokafka.errors import IllegalOperation, ProducerFenced
 
-from streams.sender.group_commit import Fenced
-from transport.batches import Outbox
+from streams.sender.group_commit import GroupCommit
+from transport.batches import ProducerBatches
 
 
 class Producer:
@@ -40,7 +40,7 @@ def record(value: bytes) -> tuple[str, bytes, bytes]:
     return "t", b"k", value
 
 
-async def started(fenced: Fenced, *values: bytes) -> list[asyncio.Task[None]]:
+async def started(fenced: GroupCommit, *values: bytes) -> list[asyncio.Task[None]]:
     tasks = [asyncio.create_task(fenced.write([record(value)])) for value in values]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -49,7 +49,7 @@ async def started(fenced: Fenced, *values: bytes) -> list[asyncio.Task[None]]:
 
 async def test_what_is_written_meanwhile_shares_the_next_transaction() -> None:
     producer = Producer()
-    fenced = Fenced(producer, 3)
+    fenced = GroupCommit(producer, 3)
     (first,) = await started(fenced, b"1")
     later = await started(fenced, b"2", b"3", b"4")
     assert producer.written == [[b"1"]] and not first.done()
@@ -60,7 +60,7 @@ async def test_what_is_written_meanwhile_shares_the_next_transaction() -> None:
 
 async def test_nobody_goes_on_after_a_transaction_that_failed() -> None:
     producer = Producer()
-    fenced = Fenced(producer, 3)
+    fenced = GroupCommit(producer, 3)
     together = await started(fenced, b"1")
     producer.error = RuntimeError("fenced")
     together += await started(fenced, b"2", b"3")
@@ -70,7 +70,7 @@ async def test_nobody_goes_on_after_a_transaction_that_failed() -> None:
 
 async def test_whoever_is_cancelled_takes_nobody_along() -> None:
     producer = Producer()
-    fenced = Fenced(producer, 3)
+    fenced = GroupCommit(producer, 3)
     (first,) = await started(fenced, b"1")
     leader, follower = await started(fenced, b"2", b"3")
     first.cancel()
@@ -106,10 +106,10 @@ class Overtaken:
 
 
 async def test_who_is_fenced_between_two_sends_is_told_so() -> None:
-    fenced = Fenced(Overtaken(), 3)
+    fenced = GroupCommit(Overtaken(), 3)
     with pytest.raises(ProducerFenced):
         await fenced.write([record(b"1"), record(b"2")])
-    box = Outbox(cast(Any, Overtaken()))
+    box = ProducerBatches(cast(Any, Overtaken()))
     box.add("t", 0, b"k", b"1")
     box.add("t", 1, b"k", b"2")
     with pytest.raises(ProducerFenced):

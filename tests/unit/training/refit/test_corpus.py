@@ -10,7 +10,7 @@ from models.mail import guard
 from models.mail.slots import ALWAYS, slots_in
 from models.phrasebook.book import TONES, Book
 from models.phrasebook.sample import drafts
-from training.feedback.examples import Row
+from training.feedback.examples import ExampleRow
 from training.refit import corpus
 from training.refit.corpus import enriched
 
@@ -18,16 +18,16 @@ BOOK = Book.load()
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[Row]:
+def rows() -> list[ExampleRow]:
     found = []
     for trigger in ("welcome", "replenishment", "win_back", "recommendation"):
         for tone in TONES:
             texts = drafts(BOOK, trigger, tone, 10, seed=1)
-            found += [Row(f"{trigger}{tone}{n}", "c0", trigger, tone, "p", text, 1.0, 0.5, float(n)) for n, text in enumerate(texts)]
+            found += [ExampleRow(f"{trigger}{tone}{n}", "c0", trigger, tone, "p", text, 1.0, 0.5, float(n)) for n, text in enumerate(texts)]
     return found
 
 
-def test_what_was_sent_stays_and_the_rest_is_few_and_lighter(rows: list[Row]) -> None:
+def test_what_was_sent_stays_and_the_rest_is_few_and_lighter(rows: list[ExampleRow]) -> None:
     made = enriched(rows, BOOK, 1)
     assert made[: len(rows)] == rows
     more = made[len(rows) :]
@@ -38,7 +38,7 @@ def test_what_was_sent_stays_and_the_rest_is_few_and_lighter(rows: list[Row]) ->
     assert enriched([], BOOK, 1) == []
 
 
-def test_nothing_new_states_a_fact_that_its_mail_had_not(rows: list[Row]) -> None:
+def test_nothing_new_states_a_fact_that_its_mail_had_not(rows: list[ExampleRow]) -> None:
     by_id = {row.intent_id: row for row in rows}
     for row in enriched(rows, BOOK, 3)[len(rows) :]:
         own = by_id[row.intent_id.rpartition("/")[0]]
@@ -47,7 +47,7 @@ def test_nothing_new_states_a_fact_that_its_mail_had_not(rows: list[Row]) -> Non
         assert (row.trigger, row.tone) == (own.trigger, own.tone)
 
 
-def test_composed_mails_pass_the_guard(rows: list[Row]) -> None:
+def test_composed_mails_pass_the_guard(rows: list[ExampleRow]) -> None:
     composed = [row for row in enriched(rows, BOOK, 4) if row.intent_id.endswith("/composed")]
     assert len(composed) > 5
     bad = [row.text for row in composed if not guard.passes(guard.check(row.text, set(slots_in(row.text)) | ALWAYS, row.trigger))]

@@ -12,7 +12,7 @@ from safetensors.torch import save as save_tensors
 from tokenizers import Tokenizer
 
 from tests.tiny_model import tiny
-from training.feedback.examples import Row
+from training.feedback.examples import ExampleRow
 from training.refit.fit import Fitted, Recipe, fit, load_base, with_adapter
 from training.refit.loss import code, embed, losses, neftune, pad, row_losses, uphill
 from training.refit.plan import LEAST_HELD_OUT, Plan, plan, resume, save, split
@@ -21,9 +21,9 @@ SAID = ("Your basket waits for you", "There is news of your order", "Thank you f
 RECIPE = Recipe(rank=4, learning_rate=1e-2, steps=6, batch=4, evaluate_every=2, seed=3)
 
 
-def rows(count: int, start: int = 0, weight: float = 1.0) -> list[Row]:
+def rows(count: int, start: int = 0, weight: float = 1.0) -> list[ExampleRow]:
     return [
-        Row(f"i{n}", "c1", "welcome", "warm", f"Trigger: welcome, warm\nGoods: {n % 3}\n\n", SAID[n % 3], weight, 0.0, float(n))
+        ExampleRow(f"i{n}", "c1", "welcome", "warm", f"Trigger: welcome, warm\nGoods: {n % 3}\n\n", SAID[n % 3], weight, 0.0, float(n))
         for n in range(start, start + count)
     ]
 

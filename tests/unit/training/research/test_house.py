@@ -13,7 +13,7 @@ import pytest
 from models.mail.slots import ALWAYS
 from models.phrasebook.book import EXCLUSIVE, GOODS, Book, Clause
 from models.phrasebook.choice import worth
-from models.writer.automaton import Words
+from models.writer.automaton import Vocabulary
 from models.writer.base import fingerprint, load
 from models.writer.graph import prepare
 from schemas.errors import ModelError
@@ -28,9 +28,9 @@ BOOK = Book.load()
 
 
 @pytest.fixture(scope="module")
-def words() -> Words:
+def words() -> Vocabulary:
     base = load(tiny(), house=None)
-    return Words(base.tokenizer, base.shape.eos)
+    return Vocabulary(base.tokenizer, base.shape.eos)
 
 
 def test_scenes_are_likely_and_the_same_for_a_seed() -> None:
@@ -51,7 +51,7 @@ def test_a_clause_for_the_case_is_worth_more_and_a_fact_only_once() -> None:
     assert worth(named, [named]) == worth(plain, [named])
 
 
-def test_a_lesson_asks_at_the_branches_with_the_teachers_odds(words: Words) -> None:
+def test_a_lesson_asks_at_the_branches_with_the_teachers_odds(words: Vocabulary) -> None:
     for number, scene in enumerate(itertools.islice(scenes(BOOK, 1, ["coffee_tea"]), 16)):
         made = house.lesson(words, BOOK, scene, number)
         assert made.places == sorted(set(made.places)) and made.places[-1] == len(made.ids) - 1
@@ -62,7 +62,7 @@ def test_a_lesson_asks_at_the_branches_with_the_teachers_odds(words: Words) -> N
                 assert made.ids[place + 1] in allowed
 
 
-def test_masses_add_up_along_the_trie(words: Words) -> None:
+def test_masses_add_up_along_the_trie(words: Vocabulary) -> None:
     texts = ("Hello there", "Hello there again", "Good day")
     p = np.array([0.5, 0.3, 0.2])
     found = house.masses(words.trie(texts), p)
@@ -89,7 +89,7 @@ def test_the_student_comes_nearer_and_its_file_is_merged(tmp_path: Path, monkeyp
     assert prepare(tiny(), tmp_path, "int8", house=out) != prepare(tiny(), tmp_path, "int8", house=None)
 
 
-def test_reading_counts_what_could_be_special(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reading_counts_what_could_be_special(words: Vocabulary, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene = next(s for s in scenes(BOOK, 5, ["coffee_tea"]) if s.prompt.trigger == "recommendation")
     written = by_chance(words, BOOK, scene, 1)
     taken, could = special(BOOK, scene, written)

@@ -1,0 +1,1 @@
+"""The front door: command line, services, demo, and a Kafka and a mail server where none is named."""

@@ -1,0 +1,1 @@
+"""``mailtide audit``: the promises proved from the topics alone."""

@@ -1,0 +1,1 @@
+"""The ``mailtide`` command: arguments in, facts and tables out."""

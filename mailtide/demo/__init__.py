@@ -1,0 +1,1 @@
+"""``mailtide demo``: a year of purchases to emails that a mail server accepted."""

@@ -1,0 +1,1 @@
+"""Being a process: children, logs, shutdown, the words of a failure."""

@@ -1,0 +1,1 @@
+"""Publishing a source of events to ``customer.events``."""

@@ -1,0 +1,1 @@
+"""What runs for long: ``up`` with its supervisor, the worker with its watchdog and health."""

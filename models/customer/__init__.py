@@ -1,0 +1,1 @@
+"""One customer: features, the state and its bytes, and what conditions may ask."""

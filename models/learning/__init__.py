@@ -1,0 +1,1 @@
+"""What is learned online: clusters, visits, replenishment, goods, tones, odds of clauses."""

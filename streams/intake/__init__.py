@@ -1,0 +1,1 @@
+"""The first stage: events into customers' states, and states into intents."""

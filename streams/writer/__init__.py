@@ -1,0 +1,1 @@
+"""The stage that turns an intent into a draft: words around slots."""

@@ -1,0 +1,1 @@
+"""One refit of one cluster: plan, fit, judge, publish."""

@@ -1,0 +1,1 @@
+"""Studies and blind readings: not part of the service."""

@@ -1,0 +1,1 @@
+"""A release on its way into service, and back where it does harm."""

@@ -6,7 +6,6 @@ import argparse
 import importlib
 import json
 import os
-import pkgutil
 import platform
 import re
 import sys
@@ -50,8 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
 def homes() -> dict[str, str]:
     """Benchmark by module, read from the sources: some import torch, which the others need not wait for."""
     folder = Path(benchmarks.__path__[0])
-    names = [module.name for module in pkgutil.iter_modules([str(folder)]) if not module.name.startswith("_")]
-    return {found: name for name in names for found in NAMED.findall((folder / f"{name}.py").read_text())}
+    sources = sorted(folder.rglob("*.py"))
+    return {name: ".".join(path.relative_to(folder).with_suffix("").parts) for path in sources for name in NAMED.findall(path.read_text())}
 
 
 def table(rows: list[Row]) -> Table:

@@ -18,7 +18,9 @@ LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 PATH = re.compile(rf"`((?:{'|'.join((*ROOMS, 'tests', 'docs', 'deploy', 'examples'))})/[\w./-]*[\w/])`")
 DOTTED = re.compile(rf"``((?:{'|'.join(ROOMS)})(?:\.\w+)+)``")
 # Topics, settings and files of a user's that begin like a room of ours.
-OTHERS = re.compile(r"training\.examples|training\.(artifacts|\w+_\w+|interval|canary|replay|epsilon|rank)|mailtide\.(toml|forwarded|origin|reason|cut|writer)")
+OTHERS = re.compile(
+    r"training\.examples|training\.(artifacts|\w+_\w+|interval|canary|replay|epsilon|rank)|mailtide\.(toml|forwarded|origin|reason|cut|writer)"
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -325,7 +325,7 @@ async def test_a_sender_killed_between_claim_and_answer_leaves_an_unknown(settin
             await b.standing(name)
             await b.draft(draft_for(name))
         program = (
-            "import asyncio, sys, msgspec; from schemas.config import Settings; from streams.sender import stage as sender\n"
+            "import asyncio, sys, msgspec; from schemas.config import Settings; from streams.sender import stage\n"
             "asyncio.run(stage.serve(msgspec.json.decode(sys.stdin.read(), type=Settings), asyncio.Event()))"
         )
         victim = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)

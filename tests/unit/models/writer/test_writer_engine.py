@@ -138,7 +138,7 @@ def test_lanes_are_polite_and_no_less_so_than_their_process(model: Model) -> Non
 
 def test_two_lanes_write_what_one_writes(model: Model, adapter: adapters.Adapter) -> None:
     pair = Model(model.folder, threads=2)
-    assert (model.queues, pair.queues) == (1, 2)
+    assert (model.lanes, pair.lanes) == (1, 2)
     found = []
     for each in (model, pair):
         engine = Engine(each, rows=5)

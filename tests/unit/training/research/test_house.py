@@ -75,7 +75,7 @@ def test_masses_add_up_along_the_trie(words: Vocabulary) -> None:
 def test_the_student_comes_nearer_and_its_file_is_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(house, "JUDGED", 4)
     base = load(tiny(), house=None)
-    recipe = replace(house.Recipe(), steps=12, rank=4, layers=2, judge_every=4, learning_rate=2e-2)
+    recipe = replace(house.HouseRecipe(), steps=12, rank=4, layers=2, judge_every=4, learning_rate=2e-2)
     out = tmp_path / "house.safetensors"
     history = house.teach(base, tiny(), BOOK, recipe, lambda tensors: house.write(tensors, base.sha256, recipe.rank, out))
     assert min(value for _, value, _ in history) < 0.9 * history[0][1]
